@@ -1,0 +1,81 @@
+"""
+Where a broker is and how to talk to it.
+
+A :class:`Broker` is what the settings say, checked. Opening a connection is left to kombu, which knows URLs, TLS,
+Sentinel and credential providers as Celery names them; reading from it is left to ``intake`` and ``probes``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import SettingsError
+
+if TYPE_CHECKING:
+    import kombu
+
+#: Seconds that connecting, and any single answer, may take before the broker counts as unreachable.
+SOCKET_TIMEOUT_SECONDS = 5.0
+
+#: How each URL scheme is read. Everything else that kombu knows goes through kombu itself.
+_REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+socket", "sentinel", "valkey", "valkeys"})
+_AMQP_SCHEMES = frozenset({"amqp", "amqps", "pyamqp"})
+
+#: Greedy, so that a password with an unescaped ``@`` or ``/`` does not show its tail.
+_USERINFO = re.compile(r"(?<=://)[^;]*@")
+_QUERY_SECRET = re.compile(r"(?i)([?&][^=&;]*(?:password|secret|token)[^=&;]*=)[^&;]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """One broker to watch. ``name`` is the value of the ``broker`` label, or None for the only, unnamed one."""
+
+    url: str = field(repr=False)
+    name: str | None = None
+    transport_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: As Celery's ``broker_use_ssl``: None, True, or a mapping of ``ssl_*`` (Redis) or ``ca_certs`` … (AMQP) options.
+    ssl: Mapping[str, Any] | bool | None = field(default=None, repr=False)
+    event_exchange: str = "celeryev"
+    control_exchange: str = "celery"
+
+    def __post_init__(self) -> None:
+        if not re.match(r"^[a-z][a-z0-9+]*://", self.url):
+            raise SettingsError(
+                f"--broker {self.masked_url!r} is not a broker URL: write for example redis://host:6379/0 or amqp://user:password@host//"
+            )
+
+    @property
+    def kind(self) -> Literal["redis", "amqp", "kombu"]:
+        """Which reader serves this broker."""
+        scheme = self.url.split("://", 1)[0]
+        if scheme in _REDIS_SCHEMES:
+            return "redis"
+        return "amqp" if scheme in _AMQP_SCHEMES else "kombu"
+
+    @property
+    def masked_url(self) -> str:
+        """The URL without user, password or secret query values: fit for logs, pages and errors."""
+        return _QUERY_SECRET.sub(r"\1***", _USERINFO.sub("***@", self.url))
+
+    def connection(self, *, heartbeat: float = 0) -> kombu.Connection:
+        """
+        Return an unopened kombu connection, with a limit on every wait.
+
+        Callers use ``connect()`` and ``channel()``, which try once; ``default_channel`` would retry for ever.
+        """
+        import kombu
+
+        options: dict[str, Any] = dict(self.transport_options)
+        if self.kind == "redis":
+            options.setdefault("socket_timeout", SOCKET_TIMEOUT_SECONDS)
+            options.setdefault("socket_connect_timeout", SOCKET_TIMEOUT_SECONDS)
+        return kombu.Connection(
+            self.url,
+            transport_options=options,
+            ssl=self.ssl or None,
+            heartbeat=heartbeat,
+            connect_timeout=SOCKET_TIMEOUT_SECONDS,
+        )
