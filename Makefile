@@ -1,0 +1,64 @@
+# The front door. Needs python3 (3.11 or newer) with venv, make and git; everything else is fetched and checked by hash.
+
+PYTHON ?= python3
+# What pytest is given: make test ARGS="tests/test_packaging.py -x"
+ARGS ?=
+
+BIN := .venv/bin
+PIP := -m pip --disable-pip-version-check --quiet install
+SOURCES := pyproject.toml signals/pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format check requirements clean .venv
+
+help:  ## say what there is
+	@grep -hE '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /make \1\t/' | expand -t 20
+
+demo: .venv-demo/.made  ## broker, workers, load and sidecar on this machine
+	.venv-demo/bin/celery-lookout demo
+
+test: .venv lint  ## checks, then the whole suite; on Debian as root it installs the servers that are missing
+	$(BIN)/python tests/system_packages.py
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv  ## rewrite the code as the formatter wants it
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+check: lint  ## lint, and a second opinion on the types
+	$(BIN)/pyright
+
+.venv: .venv/.made  ## everything a contributor needs
+
+.venv/.made: requirements/test.txt $(SOURCES)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP) --require-hashes -r requirements/test.txt
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e . -e ./signals
+	@touch $@
+
+# Apart from .venv, so that a first look at the program needs only what the program needs.
+.venv-demo/.made: requirements/demo.txt $(SOURCES)
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python $(PIP) --require-hashes -r requirements/demo.txt
+	.venv-demo/bin/python $(PIP) --no-deps --no-build-isolation -e . -e ./signals
+	@touch $@
+
+# Hashes without addresses: the files hold for any mirror. Needs uv.
+COMPILE := UV_PYTHON_DOWNLOADS=never uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make requirements"
+
+requirements:  ## resolve the pinned requirements anew
+	$(COMPILE) pyproject.toml --extra fast -o requirements/runtime.txt
+	$(COMPILE) pyproject.toml --extra demo --extra fast --group build -o requirements/demo.txt
+	$(COMPILE) pyproject.toml --extra demo --extra fast --group lint --group test -o requirements/test.txt
+	$(COMPILE) requirements/celery-5.3.in -o requirements/celery-5.3.txt
+	$(COMPILE) requirements/celery-5.5.in -o requirements/celery-5.5.txt
+
+clean:  ## remove what make and the tools made
+	rm -rf .venv .venv-demo .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist signals/dist uv.lock
+	find exporter signals tests -name __pycache__ -type d -prune -exec rm -rf {} +

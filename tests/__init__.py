@@ -1,0 +1,1 @@
+"""Tests of both packages, and the real servers they run against."""
