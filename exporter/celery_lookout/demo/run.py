@@ -1,0 +1,182 @@
+"""Start the whole demo, show how it is doing, and end it without a trace."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Self
+
+from ..errors import LookoutError, SettingsError
+from .broker import provide_broker
+from .processes import POLL_SECONDS, Child, Children
+from .status import EMPTY, Reading, describe, is_ready, scrape
+
+#: Node name, queues and processes of each worker.
+WORKERS = (("shop", "celery,mail", 3), ("images", "images", 2), ("reports", "reports", 1))
+
+#: Seconds until the sidecar must have reached the broker; one or two on an idle machine.
+SIDECAR_START_SECONDS = 30.0
+
+#: Seconds between two status lines, on a terminal and elsewhere.
+TERMINAL_INTERVAL_SECONDS = 1.0
+LOG_INTERVAL_SECONDS = 10.0
+
+#: Seconds that the rate looks back; over one second alone it would jump.
+RATE_SECONDS = 10.0
+
+HINTS = """\
+metrics   {url}/metrics
+look      curl -s {url}/metrics | grep ^celery_queue
+PromQL    sum by (task) (rate(celery_task_failed_total[1m]))
+          histogram_quantile(0.95, sum by (le, queue) (rate(celery_task_queue_wait_seconds_bucket[1m])))
+logs      {folder}
+stop      Ctrl-C\
+"""
+
+
+def run_demo(*, broker_url: str | None, listen_address: str, seconds: float | None) -> int:
+    """
+    Run the demo for *seconds*, or until SIGINT, SIGTERM or SIGHUP, and return the exit code.
+
+    The sidecar listens on *listen_address* (``host:port``, ``:port``). 0 is an end on request; 1 is a start that failed
+    or a child process that ended by itself, with the reason on standard error. Either way nothing is left running.
+    """
+    try:
+        address = ListenAddress.parse(listen_address)
+        address.require_free()
+        if importlib.util.find_spec("celery") is None:
+            raise SettingsError("the demo runs real Celery workers: pip install 'celery-lookout[demo]'")
+        with Stop() as stop, Children() as children:
+            _run(broker_url, address, children, stop, seconds)
+    except LookoutError as error:
+        print(f"celery-lookout demo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """Where the sidecar listens. An empty host is every interface."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> ListenAddress:
+        """Read ``host:port``, ``[::1]:port`` or ``:port``; raise SettingsError for anything else."""
+        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):(\d{1,5})", text)
+        if match is None or not 0 < int(match[3]) < 65536:
+            raise SettingsError(f"--web.listen-address {text!r} is not an address: write for example 127.0.0.1:9808")
+        return cls(match[1] or match[2] or "", int(match[3]))
+
+    def require_free(self) -> None:
+        """Raise SettingsError when nobody can listen here, for instance because somebody does."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            socket.create_server((self.host, self.port), family=family).close()
+        except OSError as error:
+            raise SettingsError(
+                f"cannot listen on {self}: {error.strerror}. Choose another address: --web.listen-address :9809"
+            ) from None
+
+    @property
+    def url(self) -> str:
+        """The address as this machine can reach it."""
+        host = "localhost" if self.host in ("", "0.0.0.0", "::") else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+class Stop:
+    """
+    Remember that the user wants to stop, while it is the context.
+
+    A flag and short waits instead of an exception, which could strike between a child's start and its registration.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> Self:
+        self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _request(self, *_: Any) -> None:
+        self.requested = True
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but not past a request to stop."""
+        end = time.monotonic() + seconds
+        while not self.requested and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+
+
+def _run(broker_url: str | None, address: ListenAddress, children: Children, stop: Stop, seconds: float | None) -> None:
+    end = None if seconds is None else time.monotonic() + seconds
+    broker = provide_broker(broker_url, children)
+    print("A small web shop: a broker, three Celery workers, visitors in waves, and celery-lookout beside them.\n")
+    print(f"broker    {broker.description}")
+    if broker.remark:
+        print(f"          {broker.remark}")
+    # By environment and not by option: a password does not belong into the list of processes.
+    children.environment["CELERY_BROKER_URL"] = broker.url
+    sidecar = _start_sidecar_and_workers(address, children)
+    print(HINTS.format(url=address.url, folder=children.folder), end="\n\n", flush=True)
+    # Only the task-sent event knows the queue, so the sidecar has to listen before the first task is sent.
+    children.wait_until(lambda: stop.requested or is_ready(address.url), sidecar, SIDECAR_START_SECONDS)
+    if not stop.requested:
+        children.start("load", [sys.executable, "-m", "celery_lookout.demo.load"])
+    _show_status(address.url, children, stop, end)
+    print("stopping ...", flush=True)
+
+
+def _start_sidecar_and_workers(address: ListenAddress, children: Children) -> Child:
+    serve = [sys.executable, "-m", "celery_lookout", "serve", "--web.listen-address", str(address)]
+    sidecar = children.start("sidecar", serve)
+    for name, queues, processes in WORKERS:
+        worker = [sys.executable, "-m", "celery", "-A", "celery_lookout.demo.tasks", "worker", "-E", "-l", "info"]
+        options = ["-P", "prefork", "-c", str(processes), "-Q", queues, "-n", f"{name}@%h", "--without-mingle"]
+        children.start(f"{name} worker", [*worker, *options])
+    return sidecar
+
+
+def _show_status(url: str, children: Children, stop: Stop, end: float | None) -> None:
+    """Print a status line until *end* or a request to stop: redrawn on a terminal, one below the other elsewhere."""
+    is_terminal = sys.stdout.isatty()
+    interval = TERMINAL_INTERVAL_SECONDS if is_terminal else LOG_INTERVAL_SECONDS
+    started = time.monotonic()
+    past: deque[tuple[float, Reading]] = deque(maxlen=int(RATE_SECONDS / interval))
+    while not stop.requested and (end is None or time.monotonic() < end):
+        children.check()
+        if (reading := scrape(url)) is not None:
+            now = time.monotonic()
+            since, before = past[0] if past else (started, EMPTY)
+            rate = (reading.finished - before.finished) / (now - since)
+            past.append((now, reading))
+            minutes, rest = divmod(int(now - started), 60)
+            _print_status(f"{minutes:02d}:{rest:02d}  {describe(reading, rate)}", is_terminal)
+        stop.wait(interval if end is None else min(interval, end - time.monotonic()))
+    if is_terminal:
+        print()
+
+
+def _print_status(line: str, is_terminal: bool) -> None:
+    if is_terminal:
+        # A line that wraps could not be redrawn.
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{line[:width]}\x1b[K", end="", flush=True)
+    else:
+        print(line, flush=True)
