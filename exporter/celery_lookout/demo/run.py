@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import signal
@@ -82,8 +83,10 @@ class ListenAddress:
         try:
             socket.create_server((self.host, self.port), family=family).close()
         except OSError as error:
+            # Not error.strerror: there the socket module repeats the address.
+            reason = os.strerror(error.errno) if error.errno else str(error)
             raise SettingsError(
-                f"cannot listen on {self}: {error.strerror}. Choose another address: --web.listen-address :9809"
+                f"cannot listen on {self}: {reason}. Choose another address, for example --web.listen-address :9809"
             ) from None
 
     @property
@@ -100,7 +103,7 @@ class Stop:
     """
     Remember that the user wants to stop, while it is the context.
 
-    A flag and short waits instead of an exception, which could strike between a child's start and its registration.
+    A flag, looked at often, instead of an exception, which could strike between a child's start and its registration.
     """
 
     def __init__(self) -> None:
@@ -116,12 +119,6 @@ class Stop:
 
     def _request(self, *_: Any) -> None:
         self.requested = True
-
-    def wait(self, seconds: float) -> None:
-        """Wait, but not past a request to stop."""
-        end = time.monotonic() + seconds
-        while not self.requested and time.monotonic() < end:
-            time.sleep(POLL_SECONDS)
 
 
 def _run(broker_url: str | None, address: ListenAddress, children: Children, stop: Stop, seconds: float | None) -> None:
@@ -157,20 +154,23 @@ def _show_status(url: str, children: Children, stop: Stop, end: float | None) ->
     """Print a status line until *end* or a request to stop: redrawn on a terminal, one below the other elsewhere."""
     is_terminal = sys.stdout.isatty()
     interval = TERMINAL_INTERVAL_SECONDS if is_terminal else LOG_INTERVAL_SECONDS
-    started = time.monotonic()
+    started = due = time.monotonic()
     past: deque[tuple[float, Reading]] = deque(maxlen=int(RATE_SECONDS / interval))
-    while not stop.requested and (end is None or time.monotonic() < end):
-        children.check()
-        if (reading := scrape(url)) is not None:
-            now = time.monotonic()
-            since, before = past[0] if past else (started, EMPTY)
-            rate = (reading.finished - before.finished) / (now - since)
-            past.append((now, reading))
-            minutes, rest = divmod(int(now - started), 60)
-            _print_status(f"{minutes:02d}:{rest:02d}  {describe(reading, rate)}", is_terminal)
-        stop.wait(interval if end is None else min(interval, end - time.monotonic()))
-    if is_terminal:
-        print()
+    try:
+        while not stop.requested and (end is None or time.monotonic() < end):
+            children.check()
+            if time.monotonic() >= due and (reading := scrape(url)) is not None:
+                now = time.monotonic()
+                due = now + interval
+                since, before = past[0] if past else (started, EMPTY)
+                past.append((now, reading))
+                rate = (reading.finished - before.finished) / (now - since)
+                minutes, rest = divmod(int(now - started), 60)
+                _print_status(f"{minutes:02d}:{rest:02d}  {describe(reading, rate)}", is_terminal)
+            time.sleep(POLL_SECONDS)
+    finally:
+        if is_terminal:
+            print()
 
 
 def _print_status(line: str, is_terminal: bool) -> None:

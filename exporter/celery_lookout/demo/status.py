@@ -77,9 +77,11 @@ def parse(exposition: str) -> Reading:
 
 def describe(reading: Reading, rate: float) -> str:
     """Return the status line for *reading*, where *rate* is in finished tasks per second."""
-    waiting = ", ".join(f"{queue} {length:.0f}" for queue, length in sorted(reading.lengths.items()))
-    oldest = "" if reading.oldest_seconds is None else f", oldest {reading.oldest_seconds:.0f} s"
+    # The longest queue first: on a narrow terminal the end is cut off.
+    longest_first = sorted(reading.lengths.items(), key=lambda item: (-item[1], item[0]))
+    waiting = ", ".join(f"{queue} {length:.0f}" for queue, length in longest_first)
+    oldest = "" if reading.oldest_seconds is None else f" (oldest {reading.oldest_seconds:.0f} s)"
     return (
         f"{reading.finished:.0f} finished, {rate:.1f}/s, {reading.failed:.0f} failed, {reading.retried:.0f} retried"
-        f" | waiting: {waiting or 'not known'}{oldest}"
+        f" | waiting{oldest}: {waiting or 'not known'}"
     )
