@@ -1,0 +1,164 @@
+"""
+Fixtures for real brokers, workers and clients.
+
+One Redis and one RabbitMQ serve the whole run; every test gets its own database or virtual host. Tests that kill or
+freeze a broker ask for their own (``own_redis``, ``own_rabbit``). What is not installed skips its tests, or fails them
+when REQUIRE_REAL is set.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from tests.servers.process import Server, guardian
+from tests.servers.prometheus import PrometheusServer, find_promtool
+from tests.servers.rabbitmq import RabbitServer
+from tests.servers.redis import RedisServer
+from tests.servers.workers import Client, Worker
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A broker that belongs to one test: *url* leads to an empty database or virtual host."""
+
+    kind: Literal["redis", "amqp"]
+    url: str
+    server: RedisServer | RabbitServer
+    #: RabbitMQ only: the management API, with the credentials of *url*'s user.
+    management_url: str = ""
+    vhost: str = ""
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Show the end of the log of every server the test started, when it fails."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.failed:
+        for server in item.stash.get(_servers_key, []):
+            report.sections.append((f"log of {server.name}", server.log_tail()))
+
+
+_servers_key: pytest.StashKey[list[Server]] = pytest.StashKey()
+
+
+def pytest_sessionfinish() -> None:
+    guardian.dismiss()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """The run's Redis. Do not kill, pause or flush it: others use it."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbit_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    """The run's RabbitMQ. Do not kill or pause it: others use it."""
+    with RabbitServer(tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def redis_broker(redis_server: RedisServer) -> Broker:
+    """An empty database of the run's Redis."""
+    return Broker("redis", redis_server.url(next(_numbers)), redis_server)
+
+
+@pytest.fixture
+def rabbit_broker(rabbit_server: RabbitServer) -> Iterator[Broker]:
+    """A new virtual host of the run's RabbitMQ, with a user who may use nothing else."""
+    name = f"test{next(_numbers)}"
+    url = rabbit_server.add_vhost(name, user=name, password=f"{name}-secret")
+    management_url = rabbit_server.management_url.replace("://", f"://{name}:{name}-secret@")
+    yield Broker("amqp", url, rabbit_server, management_url, name)
+    rabbit_server.remove_vhost(name, user=name)
+
+
+@pytest.fixture(
+    params=[pytest.param("redis", marks=pytest.mark.redis), pytest.param("amqp", marks=pytest.mark.rabbitmq)]
+)
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """Run the test once on Redis and once on RabbitMQ."""
+    broker: Broker = request.getfixturevalue("redis_broker" if request.param == "redis" else "rabbit_broker")
+    return broker
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis for this test alone, to be killed, paused and restarted; it keeps its data over a restart."""
+    with RedisServer(tmp_path / "redis", keep_data=True) as server:
+        yield server
+
+
+@pytest.fixture
+def own_rabbit(tmp_path: Path) -> Iterator[RabbitServer]:
+    """A RabbitMQ for this test alone; takes some seconds to start."""
+    with RabbitServer(tmp_path / "rabbitmq") as server:
+        yield server
+
+
+@pytest.fixture
+def start_worker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    """
+    Return a function that starts a worker and waits until it is ready: ``start_worker(broker.url, name="a@host")``.
+
+    Its options are those of tests.servers.workers.Worker. All workers of a test share one folder of results with
+    ``make_client``; they are stopped when the test ends, and their logs shown when it failed.
+    """
+    workers: list[Worker] = []
+    request.node.stash[_servers_key] = workers
+
+    def start(broker_url: str, **options: Any) -> Worker:
+        worker = Worker(broker_url, tmp_path, **options)
+        workers.append(worker)
+        return worker.start()
+
+    yield start
+    for worker in workers:
+        # Nothing is owed to the tasks still running; a test that cares stops its worker itself.
+        worker.kill()
+
+
+@pytest.fixture
+def make_client(tmp_path: Path) -> Iterator[Callable[..., Client]]:
+    """Return a function that makes a client: ``make_client(broker.url, task_default_queue="x")``."""
+    clients: list[Client] = []
+
+    def make(broker_url: str, **options: Any) -> Client:
+        clients.append(Client(broker_url, tmp_path, **options))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def start_prometheus(tmp_path: Path) -> Iterator[Callable[[str], PrometheusServer]]:
+    """Return a function that starts Prometheus with a configuration text."""
+    servers: list[PrometheusServer] = []
+
+    def start(config: str) -> PrometheusServer:
+        servers.append(PrometheusServer(tmp_path / f"prometheus{len(servers)}", config))
+        return servers[-1].start()
+
+    yield start
+    for server in servers:
+        server.discard()
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Path:
+    """The promtool binary."""
+    return find_promtool()
