@@ -59,6 +59,8 @@ class Children:
         # Children run elsewhere; what was importable from here has to be importable there.
         paths = [str(_IMPORT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment["PYTHONPATH"] = os.pathsep.join(paths)
+        # A worker that is killed leaves temporary folders of its own (billiard's), which have to go with ours.
+        self.environment["TMPDIR"] = str(self.folder)
         self._running: list[Child] = []
         guard_end, self._to_guard = os.pipe()
         self._guard = subprocess.Popen(
