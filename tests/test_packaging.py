@@ -1,0 +1,90 @@
+"""The two distributions: what they contain, and what they drag in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import celery_lookout
+import celery_lookout_signals
+from tests.servers.celery_versions import ROOT
+
+
+def test_all_versions_agree() -> None:
+    declared = [
+        tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]["version"]
+        for folder in ("", "signals")
+    ]
+    assert {*declared, celery_lookout.__version__, celery_lookout_signals.__version__} == {declared[0]}
+
+
+def test_worker_package_declares_no_dependency() -> None:
+    project = tomllib.loads((ROOT / "signals" / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == []
+    assert "optional-dependencies" not in project
+
+
+_FOREIGN_MODULES = """
+import sys
+try:
+    # The worker has it already; whatever it loads is not ours to answer for.
+    import celery.signals
+except ImportError:
+    pass
+before = set(sys.modules)
+import celery_lookout_signals
+tops = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(tops - sys.stdlib_module_names - {"celery_lookout_signals"}))
+"""
+
+
+@pytest.mark.parametrize("isolated", [True, False], ids=["without Celery", "with Celery"])
+def test_importing_the_worker_package_loads_nothing_foreign(isolated: bool) -> None:
+    # -S keeps site-packages away: then there is nothing but the standard library to import.
+    flags = ["-S"] if isolated else []
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-E",
+            *flags,
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT / 'signals')!r})\n{_FOREIGN_MODULES}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert loaded.stdout.split() == []
+
+
+def _built_names(project: Path, out: Path) -> set[str]:
+    """Build a wheel and return the top-level names that it would install."""
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)],
+        cwd=project,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = out.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" not in name}
+
+
+@pytest.mark.parametrize(
+    ("folder", "package"), [("", "celery_lookout"), ("signals", "celery_lookout_signals")], ids=["sidecar", "signals"]
+)
+def test_wheel_installs_only_our_own_name(folder: str, package: str, tmp_path: Path) -> None:
+    assert _built_names(ROOT / folder, tmp_path) == {package}
+
+
+def test_requirements_record_no_address() -> None:
+    """They hold for any mirror, and tell nothing of the machine that made them."""
+    for file in (ROOT / "requirements").glob("*.txt"):
+        lines = file.read_text().splitlines()
+        suspicious = [line for line in lines if "://" in line or line.startswith(("-i", "--index", "--extra-index"))]
+        assert suspicious == [], file.name
