@@ -33,6 +33,9 @@ class QueueReading:
     consumers: int | None = None
     #: None when the broker does not show it, or when the queue is empty.
     head: QueueHead | None = None
+    #: Redis: the oldest of each priority. With several of which one is not stamped, ``head`` tells nothing, while
+    #: whoever remembers when these tasks were sent still finds the oldest.
+    heads: tuple[QueueHead, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

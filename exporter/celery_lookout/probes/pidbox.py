@@ -1,0 +1,214 @@
+"""
+Celery's remote control, as a client: ask workers, gather their answers.
+
+The protocol is that of ``kombu.pidbox``: a JSON command on the fanout exchange ``{control_exchange}.pidbox``, and
+answers ``{worker: reply}`` on a queue of our own behind the direct exchange ``reply.{control_exchange}.pidbox``, told
+apart by the header ``ticket``. It is spoken here rather than through kombu's ``Mailbox`` because answers are untrusted:
+kombu would decompress and decode them unseen, wait its time limit once per answer, and keep what comes late.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from kombu.entity import Exchange, Queue
+from kombu.messaging import Consumer, Producer
+
+from ..broker import Broker
+from ..errors import BrokerUnavailable, ProbeFailed
+from .names import is_fit
+from .session import Session
+
+#: Largest answer of one worker, in bytes. ``active`` and ``query_task`` carry task arguments, which we skip unread.
+_REPLY_LIMIT = 16 * 1024 * 1024
+#: Answers to one question; Celery clusters of this size ask only part of their workers at a time.
+_REPLIES_LIMIT = 10_000
+
+#: Seconds after which a broker may delete our reply queue once nobody reads it (we were killed).
+_REPLY_QUEUE_EXPIRES = 60.0
+
+_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class Pidbox:
+    """Asks the workers of one broker. Keeps one connection, and one reply queue that it deletes when it closes."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        # Without acknowledgement emulation kombu's Redis transport leaves other consumers' unacknowledged messages
+        # alone. With it, merely waiting for an answer would redeliver what is older than *our* visibility timeout.
+        self._session = Session(broker, ack_emulation=False) if broker.kind == "redis" else Session(broker)
+        self._oid = f"celery-lookout-{uuid4()}"
+        namespace = broker.control_exchange
+        self._exchange = Exchange(f"{namespace}.pidbox", type="fanout", durable=False, delivery_mode="transient")
+        self._reply_exchange = Exchange(
+            f"reply.{namespace}.pidbox", type="direct", durable=False, delivery_mode="transient"
+        )
+        self._reply_queue = Queue(
+            f"{self._oid}.{self._reply_exchange.name}",
+            exchange=self._reply_exchange,
+            routing_key=self._oid,
+            durable=False,
+            exclusive=True,
+            auto_delete=True,
+            expires=_REPLY_QUEUE_EXPIRES,
+        )
+        self._consumer: Consumer | None = None
+        self._ticket = ""
+        self._replies: dict[str, msgspec.Raw] = {}
+        #: Answers refused since the start: not JSON, compressed, too large, or of the wrong shape.
+        self.invalid_replies = 0
+
+    def ask(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        workers: Collection[str] | None = None,
+        timeout: float = 1.0,
+    ) -> dict[str, msgspec.Raw]:
+        """
+        Send *command* to *workers*, or to all when None, and return the undecoded answers by worker name.
+
+        Returns as soon as each of *workers* has answered; to all, it waits *timeout* seconds. Who does not answer in
+        time is left out. Raises ProbeFailed when the broker has no remote control or does not allow it,
+        BrokerUnavailable when it does not answer.
+        """
+        if workers is not None and not workers:
+            return {}
+        reused = self._session.is_open
+        try:
+            return self._ask(command, dict(arguments or {}), workers, timeout)
+        except BrokerUnavailable as error:
+            if not reused or isinstance(error.__context__, TimeoutError):
+                raise
+            # The kept connection had died of age; a new one deserves a try.
+            return self._ask(command, dict(arguments or {}), workers, timeout)
+
+    def _ask(
+        self, command: str, arguments: dict[str, Any], workers: Collection[str] | None, timeout: float
+    ) -> dict[str, msgspec.Raw]:
+        with self._listening() as channel:
+            self._drain(0.0)  # renews the reply queue's lease, and throws away what came late
+            self._ticket, self._replies = str(uuid4()), {}
+            self._publish(channel, command, arguments, workers, timeout)
+            deadline = time.monotonic() + timeout
+            missing = set(workers) if workers is not None else None
+            while (left := deadline - time.monotonic()) > 0 and len(self._replies) < _REPLIES_LIMIT:
+                if not self._drain(left) or (missing is not None and missing <= self._replies.keys()):
+                    break
+            replies, self._replies, self._ticket = self._replies, {}, ""
+        return {name: reply for name, reply in replies.items() if missing is None or name in missing}
+
+    @contextmanager
+    def _listening(self) -> Iterator[Any]:
+        if not self._session.is_open:
+            self._consumer = None
+        with self._session.channel() as channel:
+            if self._consumer is None:
+                self._listen(channel)
+            yield channel
+
+    def _listen(self, channel: Any) -> None:
+        if not self._session.connection.supports_exchange_type("fanout"):
+            raise ProbeFailed(f"{self._broker.masked_url}: no remote control on this transport, not even for Celery")
+        refuse_compressed(channel)
+        self._exchange(channel).declare()
+        self._consumer = Consumer(
+            channel,
+            [self._reply_queue],
+            no_ack=True,
+            accept=["json"],
+            on_message=self._on_reply,
+            on_decode_error=self._on_undecodable,
+        )
+        self._consumer.consume()
+
+    def _publish(
+        self, channel: Any, command: str, arguments: dict[str, Any], workers: Collection[str] | None, timeout: float
+    ) -> None:
+        message = {
+            "method": command,
+            "arguments": arguments,
+            "destination": sorted(workers) if workers is not None else None,
+            "pattern": None,
+            "matcher": None,
+            "ticket": self._ticket,
+            "reply_to": {"exchange": self._reply_exchange.name, "routing_key": self._oid},
+        }
+        Producer(channel, auto_declare=False).publish(
+            message,
+            exchange=self._exchange.name,
+            headers={"clock": 0, "expires": time.time() + timeout},
+            serializer="json",
+            retry=False,
+        )
+
+    def _drain(self, seconds: float) -> bool:
+        """Take one answer from the broker within *seconds*; return whether there was one."""
+        try:
+            # kombu takes 0 for "no limit" on some transports.
+            self._session.connection.drain_events(timeout=max(seconds, 0.001))
+        except TimeoutError:
+            return False
+        return True
+
+    def _on_reply(self, message: Any) -> None:
+        if message.headers.get("ticket") != self._ticket:
+            return  # late, or not for us
+        reply = _checked(message)
+        if reply is None:
+            self.invalid_replies += 1
+        else:
+            self._replies.update(reply)
+
+    def _on_undecodable(self, _message: Any, _error: Exception) -> None:
+        self.invalid_replies += 1
+
+    def close(self) -> None:
+        """Delete the reply queue and close the connection; the pidbox can be used again."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None and self._session.is_open:
+            with suppress(Exception):  # the broker may be gone; on RabbitMQ the queue goes with the connection anyway
+                consumer.cancel()
+                self._reply_queue(self._session.current_channel).delete()
+        self._session.close()
+
+
+def _checked(message: Any) -> dict[str, msgspec.Raw] | None:
+    """Return the one worker's answer in *message*, None if it is not fit to be read."""
+    body = message.body
+    if message.content_type != "application/json" or not isinstance(body, bytes | str) or len(body) > _REPLY_LIMIT:
+        return None
+    try:
+        reply = _decode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    if len(reply) != 1:
+        return None
+    name = next(iter(reply))
+    return reply if is_fit(name) else None
+
+
+def refuse_compressed(channel: Any) -> None:
+    """
+    Make *channel* hand over compressed bodies as they are.
+
+    kombu decompresses whatever says so in its headers, without a limit, before any callback sees the message.
+    """
+    plain: Any = channel.Message
+
+    class UncompressedMessage(plain):  # type: ignore[misc]  # the class is known only at run time
+        def __init__(self, raw: Any, *args: Any, **kwargs: Any) -> None:
+            properties = getattr(raw, "properties", None)
+            headers = raw.get("headers") if isinstance(raw, dict) else (properties or {}).get("application_headers")
+            if isinstance(headers, dict):
+                headers.pop("compression", None)
+            super().__init__(raw, *args, **kwargs)
+
+    channel.Message = UncompressedMessage

@@ -1,0 +1,141 @@
+"""
+Queue depth, consumers and what is held back on RabbitMQ.
+
+Passive declaration tells the ready messages and consumers of a queue at this moment, to any user. The management API
+adds what AMQP does not tell (unacknowledged messages, the head's time, the names of queues) to users who may read it;
+its own counts of ready messages are seconds old and are not used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from ..broker import Broker
+from ..errors import ProbeFailed
+from ..readings import BrokerReading, QueueHead, QueueReading
+from .management import Management, QueueRow
+from .names import DELAYED, is_task_queue
+from .session import Session
+
+#: Seconds before the management API is tried again after it failed: long enough not to fill its log with refusals.
+MANAGEMENT_RETRY_SECONDS = 300.0
+
+#: Seconds before AMQP is asked again whether the queues of native delayed delivery exist.
+_DELAYED_RETRY_SECONDS = 300.0
+#: Queues of native delayed delivery, most used first; kombu declares all of them or none.
+_DELAYED_LEVELS = 28
+
+
+class RabbitProbe:
+    """Reads the queues of one virtual host. Declares nothing, and never touches a message."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        management_url: str | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises SettingsError when *management_url* is no URL; None tries the broker's host."""
+        self._management = Management.locate(broker, management_url)
+        self._clock = clock
+        self._monotonic = monotonic
+        self._session = Session(broker)
+        self._management_retry_at = float("-inf")
+        self._delayed_retry_at = float("-inf")
+        #: Why the management API is not used at present, None while it is. The caller logs it when it changes.
+        self.management_problem: str | None = None
+
+    def collect(self, queue_names: Collection[str]) -> BrokerReading:
+        """
+        Read all *queue_names*; those that do not exist are left out.
+
+        Raises BrokerUnavailable when RabbitMQ does not answer. Trouble with the management API is no failure: its
+        fields are None and ``management_problem`` says why.
+        """
+        rows = self._rows()
+        with self._session.channel():
+            queues = [
+                reading
+                for name in dict.fromkeys(queue_names)
+                if (reading := self._read(name, rows.get(name) if rows else None)) is not None
+            ]
+            delayed = _delayed(rows) if rows is not None else self._delayed_by_declaring()
+        return BrokerReading(read_at=self._clock(), queues=tuple(queues), delayed=delayed)
+
+    def discover(self) -> frozenset[str]:
+        """Return the names of all queues that may hold tasks; none without the management API."""
+        rows = self._rows() or {}
+        return frozenset(row.name for row in rows.values() if not row.exclusive and is_task_queue(row.name))
+
+    def close(self) -> None:
+        """Close the connection; the probe can be used again."""
+        self._session.close()
+
+    def _rows(self) -> Mapping[str, QueueRow] | None:
+        """Return what the management API says, by queue name; None while it is out of use."""
+        if self._monotonic() < self._management_retry_at:
+            return None
+        try:
+            rows = self._management.queues()
+        except ProbeFailed as error:
+            self.management_problem = str(error)
+            self._management_retry_at = self._monotonic() + MANAGEMENT_RETRY_SECONDS
+            return None
+        self.management_problem = None
+        return {row.name: row for row in rows}
+
+    def _read(self, name: str, row: QueueRow | None) -> QueueReading | None:
+        declared = self._declare(name)
+        if declared is None:
+            return None
+        ready, consumers = declared.message_count, declared.consumer_count
+        return QueueReading(
+            name=name,
+            ready=ready,
+            unacked=row.messages_unacknowledged if row else None,
+            consumers=consumers,
+            head=_head(row) if row and ready else None,
+        )
+
+    def _declare(self, name: str) -> Any:
+        """Return the counts of queue *name*, None if it does not exist or belongs to another connection alone."""
+        channel = self._session.current_channel
+        try:
+            return channel.queue_declare(queue=name, passive=True)
+        except self._session.connection.channel_errors:
+            # The server closed the channel along with the answer.
+            self._session.renew_channel()
+            return None
+
+    def _delayed_by_declaring(self) -> int | None:
+        """Return the sum over the delayed delivery queues; None where there are none (a prefix hides them)."""
+        if self._monotonic() < self._delayed_retry_at:
+            return None
+        total = 0
+        for level in reversed(range(_DELAYED_LEVELS)):
+            declared = self._declare(f"celery_delayed_{level}")
+            if declared is None:
+                self._delayed_retry_at = self._monotonic() + _DELAYED_RETRY_SECONDS
+                return None
+            total += declared.message_count
+        return total
+
+
+def _delayed(rows: Mapping[str, QueueRow]) -> int | None:
+    levels = [row for name, row in rows.items() if DELAYED.match(name)]
+    return sum(row.messages_ready or 0 for row in levels) if levels else None
+
+
+def _head(row: QueueRow) -> QueueHead | None:
+    """
+    Return the head of a queue with ready messages.
+
+    RabbitMQ's head may be a message that was delivered and not acknowledged, so it counts only when there is none.
+    """
+    if row.messages_unacknowledged != 0 or not isinstance(row.head_message_timestamp, int):
+        return None
+    return QueueHead(published_at=float(row.head_message_timestamp)) if row.head_message_timestamp > 0 else None

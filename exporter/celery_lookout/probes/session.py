@@ -1,0 +1,130 @@
+"""
+The connection of a probe: opened when first needed, kept between polls, dropped on any error.
+
+Everything here is about waiting and failing well. What is asked over the connection is left to the probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from kombu.connection import Connection
+
+from ..broker import SOCKET_TIMEOUT_SECONDS, Broker
+from ..errors import BrokerUnavailable, LookoutError, ProbeFailed
+
+#: Characters of a driver's message that are passed on: enough for the reason, too few for a payload.
+_MESSAGE_LIMIT = 300
+
+
+class Session:
+    """
+    One kombu connection with a bounded wait everywhere.
+
+    *options* go over the broker's transport options. A session belongs to one thread at a time.
+    """
+
+    def __init__(self, broker: Broker, **options: Any) -> None:
+        self.broker = broker
+        self._settings = replace(broker, transport_options={**broker.transport_options, **options})
+        self._connection: Connection | None = None
+        self._channel: Any = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a connection is kept; it may have died since."""
+        return self._connection is not None
+
+    @property
+    def connection(self) -> Connection:
+        """The kombu connection; only inside ``channel()``."""
+        if self._connection is None:
+            raise BrokerUnavailable(f"{self.broker.masked_url}: the connection is closed")
+        return self._connection
+
+    @property
+    def current_channel(self) -> Any:
+        """The channel lent at present, which ``renew_channel()`` may have replaced."""
+        return self._channel
+
+    @contextmanager
+    def channel(self) -> Iterator[Any]:
+        """
+        Lend the channel, after opening it if need be; any exception inside closes the connection.
+
+        Raises BrokerUnavailable when the broker cannot be reached or stops answering, ProbeFailed when it refuses.
+        """
+        if self._channel is None:
+            self._open()
+        try:
+            yield self._channel
+        except LookoutError:
+            self.close()
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge: kombu lets every driver raise what it likes
+            # A refusal closes a channel, or is an answer of Redis; anything else is the connection's fault.
+            refused = isinstance(error, self.connection.channel_errors)
+            self.close()
+            text = describe(self.broker, error)
+            raise (ProbeFailed(text) if refused else BrokerUnavailable(text)) from None
+
+    def renew_channel(self) -> Any:
+        """Return a fresh channel after the server closed the old one, as RabbitMQ does on every refusal."""
+        with suppress(Exception):
+            self._channel.close()
+        self._channel = self.connection.channel()
+        return self._channel
+
+    def close(self) -> None:
+        """Let the connection go, whatever state it is in."""
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is None:
+            return
+        with suppress(Exception):  # a broken connection has the right to break while closing
+            # collect() drops AMQP sockets without waiting for a farewell, which a hung server would never send.
+            connection.collect(socket_timeout=SOCKET_TIMEOUT_SECONDS)
+
+    def _open(self) -> None:
+        connection = self._settings.connection()
+        # One attempt per host of a fail-over list; the hosts of a Sentinel list belong to a single attempt.
+        hosts = 1 if self.broker.url.startswith("sentinel") else len(connection.alt or ())
+        try:
+            connection.ensure_connection(max_retries=max(hosts - 1, 0))
+            if (sock := getattr(connection.connection, "sock", None)) is not None:
+                # py-amqp waits for ever for the answer to a method unless the socket itself has a limit.
+                sock.settimeout(SOCKET_TIMEOUT_SECONDS)
+            self._connection, self._channel = connection, connection.channel()
+        except Exception as error:  # noqa: BLE001 - the same edge
+            self._connection = connection
+            self.close()
+            raise BrokerUnavailable(describe(self.broker, error)) from None
+
+
+def describe(broker: Broker, error: BaseException) -> str:
+    """Return *error* in one line that starts with the masked URL and holds none of the broker's secrets."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for secret in sorted(_secrets(broker), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return f"{broker.masked_url}: {text[:_MESSAGE_LIMIT]}"
+
+
+def _secrets(broker: Broker) -> Iterator[str]:
+    yield broker.url
+    for url in broker.url.split(";"):
+        with suppress(ValueError):
+            if password := urlsplit(url).password:
+                yield password
+                yield unquote(password)
+    yield from _option_secrets(broker.transport_options)
+
+
+def _option_secrets(options: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _option_secrets(value)
+        elif isinstance(value, str) and value and any(word in str(key).lower() for word in ("password", "secret")):
+            yield value
