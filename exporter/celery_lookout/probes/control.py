@@ -18,6 +18,7 @@ from ..broker import Broker
 from ..errors import ProbeFailed
 from ..readings import ActiveTask, WorkerReading
 from . import replies
+from .eta import EtaTasks
 from .pidbox import Pidbox
 
 #: Seconds that workers have to answer. Idle ones take milliseconds; busy solo pools would take as long as their task.
@@ -35,8 +36,7 @@ class ControlProbe:
         self._clock = clock
         self._pidbox = Pidbox(broker)
         self._undecodable = 0
-        #: Prefetch multiplier by worker and process id: it cannot change while the process lives.
-        self._multipliers: dict[tuple[str, int], float | None] = {}
+        self._eta_tasks = EtaTasks(self._ask)
 
     @property
     def invalid_replies(self) -> int:
@@ -59,10 +59,9 @@ class ControlProbe:
             return []
         read_at = self._clock()
         queues = self._ask("active_queues", tuple[replies.Queue, ...], workers=stats)
-        multipliers = self._prefetch_multipliers(stats)
+        scheduled = self._eta_tasks.count(stats)
         return [
-            _reading(worker, read_at, stats[worker], queues.get(worker), multipliers.get(worker))
-            for worker in sorted(stats)
+            _reading(worker, read_at, stats[worker], queues.get(worker), scheduled[worker]) for worker in sorted(stats)
         ]
 
     def active(self, workers: Collection[str], *, reserved: bool = False) -> list[tuple[str, ActiveTask]]:
@@ -127,20 +126,9 @@ class ControlProbe:
         for worker, raw in self._pidbox.ask(command, arguments, workers=workers, timeout=ANSWER_SECONDS).items():
             try:
                 decoded[worker] = msgspec.json.decode(raw, type=shape)
-            except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            except (msgspec.MsgspecError, RecursionError):
                 self._undecodable += 1
         return decoded
-
-    def _prefetch_multipliers(self, stats: Mapping[str, replies.Stats]) -> dict[str, float | None]:
-        """Return each worker's prefetch multiplier, asking for its settings once in the life of its process."""
-        keys = {worker: (worker, answer.pid) for worker, answer in stats.items()}
-        self._multipliers = {key: value for key, value in self._multipliers.items() if key in set(keys.values())}
-        unknown = [worker for worker, key in keys.items() if key not in self._multipliers]
-        answers = self._ask("conf", replies.Settings, {"with_defaults": True}, workers=unknown)
-        self._multipliers.update(
-            {keys[worker]: answer.worker_prefetch_multiplier for worker, answer in answers.items()}
-        )
-        return {worker: self._multipliers.get(key) for worker, key in keys.items()}
 
 
 def _reading(
@@ -148,31 +136,19 @@ def _reading(
     read_at: float,
     stats: replies.Stats,
     queues: tuple[replies.Queue, ...] | None,
-    multiplier: float | None,
+    scheduled: int | None,
 ) -> WorkerReading:
     return WorkerReading(
         worker=worker,
         read_at=read_at,
         pool=stats.pool_name,
         slots=stats.slots,
-        scheduled=_scheduled(stats, multiplier),
+        scheduled=scheduled,
         processed=sum(stats.total.values()) if stats.total is not None else None,
         main_max_memory_bytes=stats.max_memory_bytes,
         main_cpu_seconds=stats.cpu_seconds,
         queues=None if queues is None else tuple(queue.reading for queue in queues if queue.is_usable),
     )
-
-
-def _scheduled(stats: replies.Stats, multiplier: float | None) -> int | None:
-    """
-    Return how many tasks the worker holds for their ETA: it raises its prefetch count by one for each.
-
-    None when prefetch is unlimited, or the count is below its base (a worker that has just reconnected).
-    """
-    if not multiplier or not stats.prefetch_count or stats.slots is None:
-        return None
-    held = stats.prefetch_count - int(multiplier) * stats.slots
-    return held if held >= 0 else None
 
 
 def _task(task: replies.Task) -> ActiveTask:

@@ -9,9 +9,11 @@ kombu would decompress and decode them unseen, wait its time limit once per answ
 
 from __future__ import annotations
 
+import json
+import re
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +22,7 @@ from kombu.entity import Exchange, Queue
 from kombu.messaging import Consumer, Producer
 
 from ..broker import Broker
-from ..errors import BrokerUnavailable, ProbeFailed
+from ..errors import ProbeFailed
 from .names import is_fit
 from .session import Session
 
@@ -31,6 +33,9 @@ _REPLIES_LIMIT = 10_000
 
 #: Seconds after which a broker may delete our reply queue once nobody reads it (we were killed).
 _REPLY_QUEUE_EXPIRES = 60.0
+
+#: Numbers that Python writes into JSON and JSON does not have: the default of a Celery setting is infinite.
+_NOT_JSON = re.compile(rb"NaN|Infinity")
 
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -81,38 +86,33 @@ class Pidbox:
         """
         if workers is not None and not workers:
             return {}
-        reused = self._session.is_open
         try:
-            return self._ask(command, dict(arguments or {}), workers, timeout)
-        except BrokerUnavailable as error:
-            if not reused or isinstance(error.__context__, TimeoutError):
-                raise
-            # The kept connection had died of age; a new one deserves a try.
-            return self._ask(command, dict(arguments or {}), workers, timeout)
+            return self._session.call(lambda channel: self._ask(channel, command, arguments or {}, workers, timeout))
+        finally:
+            self._ticket, self._replies = "", {}
 
     def _ask(
-        self, command: str, arguments: dict[str, Any], workers: Collection[str] | None, timeout: float
+        self,
+        channel: Any,
+        command: str,
+        arguments: Mapping[str, Any],
+        workers: Collection[str] | None,
+        timeout: float,
     ) -> dict[str, msgspec.Raw]:
-        with self._listening() as channel:
-            self._drain(0.0)  # renews the reply queue's lease, and throws away what came late
-            self._ticket, self._replies = str(uuid4()), {}
-            self._publish(channel, command, arguments, workers, timeout)
-            deadline = time.monotonic() + timeout
-            missing = set(workers) if workers is not None else None
-            while (left := deadline - time.monotonic()) > 0 and len(self._replies) < _REPLIES_LIMIT:
-                if not self._drain(left) or (missing is not None and missing <= self._replies.keys()):
-                    break
-            replies, self._replies, self._ticket = self._replies, {}, ""
-        return {name: reply for name, reply in replies.items() if missing is None or name in missing}
-
-    @contextmanager
-    def _listening(self) -> Iterator[Any]:
-        if not self._session.is_open:
-            self._consumer = None
-        with self._session.channel() as channel:
-            if self._consumer is None:
-                self._listen(channel)
-            yield channel
+        if self._consumer is None or self._consumer.channel is not channel:
+            self._listen(channel)
+        self._drain(0.0)  # renews the reply queue's lease, and throws away what came late
+        self._ticket, self._replies = str(uuid4()), {}
+        self._publish(channel, command, arguments, workers, timeout)
+        deadline = time.monotonic() + timeout
+        asked = set(workers) if workers is not None else None
+        while (left := deadline - time.monotonic()) > 0 and len(self._replies) < _REPLIES_LIMIT:
+            if not self._drain(left) or (asked is not None and asked <= self._replies.keys()):
+                break
+        if not self._replies and self._broker.kind == "amqp":
+            # Silent workers, or a dead broker? Publishing over AMQP does not tell.
+            self._reply_queue(channel).queue_declare(passive=True)
+        return {name: reply for name, reply in self._replies.items() if asked is None or name in asked}
 
     def _listen(self, channel: Any) -> None:
         if not self._session.connection.supports_exchange_type("fanout"):
@@ -130,11 +130,16 @@ class Pidbox:
         self._consumer.consume()
 
     def _publish(
-        self, channel: Any, command: str, arguments: dict[str, Any], workers: Collection[str] | None, timeout: float
+        self,
+        channel: Any,
+        command: str,
+        arguments: Mapping[str, Any],
+        workers: Collection[str] | None,
+        timeout: float,
     ) -> None:
         message = {
             "method": command,
-            "arguments": arguments,
+            "arguments": dict(arguments),
             "destination": sorted(workers) if workers is not None else None,
             "pattern": None,
             "matcher": None,
@@ -182,17 +187,22 @@ class Pidbox:
 
 def _checked(message: Any) -> dict[str, msgspec.Raw] | None:
     """Return the one worker's answer in *message*, None if it is not fit to be read."""
-    body = message.body
-    if message.content_type != "application/json" or not isinstance(body, bytes | str) or len(body) > _REPLY_LIMIT:
+    body = message.body.encode() if isinstance(message.body, str) else message.body
+    if message.content_type != "application/json" or not isinstance(body, bytes) or len(body) > _REPLY_LIMIT:
         return None
     try:
-        reply = _decode(body)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        reply = _decode(body) if not _NOT_JSON.search(body) else _decode_python(body)
+    except (ValueError, RecursionError):  # ValueError: every decoder's errors derive from it
         return None
     if len(reply) != 1:
         return None
     name = next(iter(reply))
     return reply if is_fit(name) else None
+
+
+def _decode_python(body: bytes) -> dict[str, msgspec.Raw]:
+    """Return the answer in *body* with null for the numbers that JSON does not have."""
+    return _decode(msgspec.json.encode(json.loads(body, parse_constant=lambda _: None)))
 
 
 def refuse_compressed(channel: Any) -> None:

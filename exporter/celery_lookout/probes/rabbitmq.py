@@ -57,14 +57,15 @@ class RabbitProbe:
         fields are None and ``management_problem`` says why.
         """
         rows = self._rows()
-        with self._session.channel():
-            queues = [
-                reading
-                for name in dict.fromkeys(queue_names)
-                if (reading := self._read(name, rows.get(name) if rows else None)) is not None
-            ]
-            delayed = _delayed(rows) if rows is not None else self._delayed_by_declaring()
-        return BrokerReading(read_at=self._clock(), queues=tuple(queues), delayed=delayed)
+        names = list(dict.fromkeys(queue_names))
+        return self._session.call(lambda _: self._collect(names, rows))
+
+    def _collect(self, names: Collection[str], rows: Mapping[str, QueueRow] | None) -> BrokerReading:
+        queues = [self._read(name, rows.get(name) if rows else None) for name in names]
+        delayed = _delayed(rows) if rows is not None else self._delayed_by_declaring()
+        return BrokerReading(
+            read_at=self._clock(), queues=tuple(queue for queue in queues if queue is not None), delayed=delayed
+        )
 
     def discover(self) -> frozenset[str]:
         """Return the names of all queues that may hold tasks; none without the management API."""

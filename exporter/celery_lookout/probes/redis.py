@@ -60,12 +60,11 @@ class RedisProbe:
         """
         if not self._session.is_open:
             self._scripts_refused = False
-        with self._session.channel() as channel:
-            client = redis.Redis(connection_pool=channel.pool)
-            names = list(dict.fromkeys(queue_names))
-            return self._collect(client, channel, names)
+        names = list(dict.fromkeys(queue_names))
+        return self._session.call(lambda channel: self._collect(channel, names))
 
-    def _collect(self, client: redis.Redis, channel: Any, names: Sequence[str]) -> BrokerReading:
+    def _collect(self, channel: Any, names: Sequence[str]) -> BrokerReading:
+        client = redis.Redis(connection_pool=channel.pool)
         steps: list[int] = list(channel.priority_steps)
         prefix = channel.global_keyprefix
         keys = {name: [_list_key(channel, name, step) for step in steps] for name in names}

@@ -6,10 +6,10 @@ Everything here is about waiting and failing well. What is asked over the connec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from kombu.connection import Connection
@@ -19,6 +19,8 @@ from ..errors import BrokerUnavailable, LookoutError, ProbeFailed
 
 #: Characters of a driver's message that are passed on: enough for the reason, too few for a payload.
 _MESSAGE_LIMIT = 300
+
+T = TypeVar("T")
 
 
 class Session:
@@ -33,6 +35,7 @@ class Session:
         self._settings = replace(broker, transport_options={**broker.transport_options, **options})
         self._connection: Connection | None = None
         self._channel: Any = None
+        self._timed_out = False
 
     @property
     def is_open(self) -> bool:
@@ -68,9 +71,27 @@ class Session:
         except Exception as error:  # noqa: BLE001 - the edge: kombu lets every driver raise what it likes
             # A refusal closes a channel, or is an answer of Redis; anything else is the connection's fault.
             refused = isinstance(error, self.connection.channel_errors)
+            # Redis has a TimeoutError of its own.
+            self._timed_out = type(error).__name__ in ("TimeoutError", "timeout")
             self.close()
             text = describe(self.broker, error)
             raise (ProbeFailed(text) if refused else BrokerUnavailable(text)) from None
+
+    def call(self, question: Callable[[Any], T]) -> T:
+        """
+        Return what *question* returns for the channel, asking again if the kept connection turns out to be dead.
+
+        A broker that hangs is not asked twice. Raises as ``channel()`` does.
+        """
+        kept = self.is_open
+        try:
+            with self.channel() as channel:
+                return question(channel)
+        except BrokerUnavailable:
+            if not kept or self._timed_out:
+                raise
+        with self.channel() as channel:
+            return question(channel)
 
     def renew_channel(self) -> Any:
         """Return a fresh channel after the server closed the old one, as RabbitMQ does on every refusal."""
