@@ -9,10 +9,10 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := pyproject.toml signals/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format check requirements clean .venv
+.PHONY: help demo test lint format check requirements image-test clean .venv
 
 help:  ## say what there is
-	@grep -hE '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /make \1\t/' | expand -t 20
+	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /make \1\t/' | expand -t 20
 
 demo: .venv-demo/.made  ## broker, workers, load and sidecar on this machine
 	.venv-demo/bin/celery-lookout demo
@@ -52,8 +52,12 @@ check: lint  ## lint, and a second opinion on the types
 COMPILE := UV_PYTHON_DOWNLOADS=never uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make requirements"
 
+image-test:  ## build the image and run it as a strict cluster would; needs root, buildah, podman and runc
+	deploy/image_test.sh
+
 requirements:  ## resolve the pinned requirements anew
 	$(COMPILE) pyproject.toml --extra fast -o requirements/runtime.txt
+	$(COMPILE) --group build -o requirements/build.txt
 	$(COMPILE) pyproject.toml --extra demo --extra fast --group build -o requirements/demo.txt
 	$(COMPILE) pyproject.toml --extra demo --extra fast --group lint --group test -o requirements/test.txt
 	$(COMPILE) requirements/celery-5.3.in -o requirements/celery-5.3.txt
