@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SOCKET_TIMEOUT_SECONDS = 5.0
 
 #: How each URL scheme is read. Everything else that kombu knows goes through kombu itself.
-_REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+socket", "sentinel", "valkey", "valkeys"})
+_REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+socket", "sentinel"})
 _AMQP_SCHEMES = frozenset({"amqp", "amqps", "pyamqp"})
 
 #: Greedy, so that a password with an unescaped ``@`` or ``/`` does not show its tail.
@@ -72,6 +72,9 @@ class Broker:
         if self.kind == "redis":
             options.setdefault("socket_timeout", SOCKET_TIMEOUT_SECONDS)
             options.setdefault("socket_connect_timeout", SOCKET_TIMEOUT_SECONDS)
+        elif self.kind == "amqp":
+            options.setdefault("read_timeout", SOCKET_TIMEOUT_SECONDS)
+            options.setdefault("write_timeout", SOCKET_TIMEOUT_SECONDS)
         return kombu.Connection(
             self.url,
             transport_options=options,

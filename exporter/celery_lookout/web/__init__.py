@@ -1,0 +1,1 @@
+"""What the world sees: metrics for Prometheus, health for the orchestrator, a status page for people."""

@@ -1,0 +1,55 @@
+"""The sidecar: one monitor per broker, one web server, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from . import __version__
+from .errors import SettingsError
+from .metrics.exporter import ProcessMetrics
+from .metrics.registry import Registry
+from .monitor import Monitor
+from .settings import Settings
+from .web.server import WebServer
+
+#: Threads per broker: connecting, reading queues and asking workers may all hang at once.
+THREADS_PER_BROKER: Final = 3
+
+log = logging.getLogger(__name__)
+
+
+async def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises SettingsError when the address cannot be listened on."""
+    registry = Registry(series_limit=settings.series_limit)
+    process = ProcessMetrics(registry, __version__)
+    executor = ThreadPoolExecutor(THREADS_PER_BROKER * len(settings.brokers), thread_name_prefix="poll")
+    monitors = [Monitor(broker, settings, registry, executor) for broker in settings.brokers]
+    web = WebServer(monitors, registry, process, telemetry_path=settings.telemetry_path)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await web.start(settings.listen)
+    except OSError as error:
+        raise SettingsError(
+            f"--web.listen-address {settings.listen}: {error.strerror or error}; choose another port"
+        ) from error
+    log.info(
+        "serving", extra={"address": str(settings.listen), "path": settings.telemetry_path, "version": __version__}
+    )
+    watching = [asyncio.create_task(monitor.run()) for monitor in monitors]
+    await asyncio.wait({*watching, waiting := asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (*watching, waiting):
+        task.cancel()
+    results = await asyncio.gather(*watching, waiting, return_exceptions=True)
+    await web.stop()
+    executor.shutdown(wait=False, cancel_futures=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    log.info("stopped")

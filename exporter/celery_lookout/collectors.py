@@ -1,0 +1,188 @@
+"""
+What is polled: the broker's queues, and the workers.
+
+Each collector joins a probe, which asks, to the cluster, which says what to ask and takes the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from typing import Final, NamedTuple, Protocol
+
+from .errors import ProbeFailed
+from .probes.control import ControlProbe
+from .readings import ActiveTask, BrokerReading, WorkerReading
+from .state.cluster import Cluster
+
+#: Polls between two searches for queues that nobody told us of; Redis walks its keys for it.
+POLLS_PER_DISCOVERY: Final = 100
+
+#: Rounds after which all workers are asked and not only those we know: some send no heartbeats.
+ROUNDS_PER_ROLL_CALL: Final = 4
+
+log = logging.getLogger(__name__)
+
+
+class QueueProbe(Protocol):
+    """What every broker's probe offers."""
+
+    def collect(self, queue_names: Collection[str]) -> BrokerReading:
+        """Read the named queues, and others that the broker shows by itself."""
+
+    def discover(self) -> frozenset[str]:
+        """Return the names of queues that the broker knows of."""
+
+
+class QueuesAnswer(NamedTuple):
+    """A reading, and the queues that the search before it found."""
+
+    reading: BrokerReading
+    discovered: frozenset[str]
+
+
+class QueuesCollector:
+    """Depth and age of queues."""
+
+    name = "queues"
+
+    def __init__(self, probe: QueueProbe, cluster: Cluster, *, interval_seconds: float, broker: str) -> None:
+        self.interval_seconds = interval_seconds
+        self._probe = probe
+        self._cluster = cluster
+        self._broker = broker
+        self._polls = 0
+        self._problem: str | None = None
+
+    def question(self) -> frozenset[str]:
+        """Return the queues that are known."""
+        return self._cluster.queues.names()
+
+    def ask(self, question: frozenset[str]) -> QueuesAnswer:
+        """Read them and, now and then, look for others first."""
+        discovered: frozenset[str] = frozenset()
+        if self._polls % POLLS_PER_DISCOVERY == 0:
+            discovered = self._probe.discover()
+        reading = self._probe.collect(question | discovered)
+        self._polls += 1
+        return QueuesAnswer(reading, discovered)
+
+    def take(self, answer: QueuesAnswer) -> None:
+        """Bring the depths into the state."""
+        for name in answer.discovered:
+            self._cluster.queues.get(name)
+        self._cluster.take_broker(answer.reading)
+        problem = getattr(self._probe, "management_problem", None)
+        if problem != self._problem and problem is not None:
+            log.warning(
+                "RabbitMQ management API not in use: unacked messages, and queues without workers, cannot be seen",
+                extra={"broker": self._broker, "error": problem},
+            )
+        self._problem = problem
+
+
+class WorkersQuestion(NamedTuple):
+    """Whom to ask what."""
+
+    #: Whether to ask everybody who answers for the facts, or just ``workers``, who may be none.
+    roll_call: bool
+    workers: frozenset[str]
+    #: Workers never asked before, since they started: what are they at?
+    strangers: frozenset[str]
+    #: Task ids to ask after, by worker.
+    suspects: dict[str, list[str]]
+
+
+class WorkersAnswer(NamedTuple):
+    """What they said."""
+
+    readings: list[WorkerReading]
+    active: list[tuple[str, ActiveTask]]
+    #: Ids that a worker has not got any more, of those it was asked about.
+    gone: dict[str, list[str]]
+
+
+class WorkersCollector:
+    """Facts about workers, and what they hold. Looks often whether there is something to ask, and asks seldom."""
+
+    name = "workers"
+    interval_seconds = 1.0
+
+    def __init__(
+        self,
+        probe: ControlProbe,
+        cluster: Cluster,
+        *,
+        round_seconds: float,
+        enable_events: bool,
+        broker: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._probe = probe
+        self._cluster = cluster
+        self._round_seconds = round_seconds
+        self._enable_events = enable_events
+        self._broker = broker
+        self._clock = clock
+        self._rounds = 0
+        self._next_round_at = float("-inf")
+        #: Workers asked already, with the boot they were in.
+        self._met: dict[str, int] = {}
+        self._explained = False
+
+    def question(self) -> WorkersQuestion:
+        """Return who is due to be asked, and what is not clear about tasks."""
+        living = self._cluster.living_workers()
+        strangers = frozenset(name for name, boots in living.items() if self._met.get(name) != boots)
+        self._met = living
+        self._explain_silence()
+        if self._clock() < self._next_round_at:
+            return WorkersQuestion(roll_call=False, workers=strangers, strangers=strangers, suspects={})
+        self._next_round_at = self._clock() + self._round_seconds
+        roll_call = not living or self._rounds % ROUNDS_PER_ROLL_CALL == 0
+        self._rounds += 1
+        return WorkersQuestion(roll_call, frozenset(living), strangers, self._cluster.suspects())
+
+    def ask(self, question: WorkersQuestion) -> WorkersAnswer:
+        """Ask it."""
+        readings: list[WorkerReading] = []
+        if question.roll_call:
+            readings = self._probe.collect(())
+        elif question.workers:
+            readings = self._probe.collect(question.workers)
+        active = self._probe.active(question.strangers, reserved=True) if question.strangers else []
+        if self._enable_events:
+            for worker in question.strangers:
+                self._enable(worker)
+        gone = {worker: self._gone(worker, ids) for worker, ids in question.suspects.items()}
+        return WorkersAnswer(readings, active, gone)
+
+    def take(self, answer: WorkersAnswer) -> None:
+        """Bring what they said into the state."""
+        self._cluster.take_workers(answer.readings)
+        self._cluster.take_active(answer.active)
+        for worker, ids in answer.gone.items():
+            self._cluster.not_held(worker, ids)
+
+    def _gone(self, worker: str, ids: list[str]) -> list[str]:
+        try:
+            held = self._probe.held(worker, ids)
+        except ProbeFailed:
+            return []  # not knowing is not the same as holding none
+        return [task_id for task_id in ids if task_id not in held]
+
+    def _enable(self, worker: str) -> None:
+        try:
+            self._probe.enable_events(worker)
+        except ProbeFailed as error:
+            log.warning("task events stay off", extra={"broker": self._broker, "worker": worker, "error": str(error)})
+
+    def _explain_silence(self) -> None:
+        silent = self._cluster.workers_without_task_events()
+        if silent and not self._explained:
+            self._explained = True
+            log.warning(
+                "workers run tasks but send no task events: start them with -E, set worker_send_task_events = True,"
+                " or run the sidecar with --control.enable-events",
+                extra={"broker": self._broker, "workers": ", ".join(sorted(silent)[:10])},
+            )

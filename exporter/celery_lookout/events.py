@@ -1,0 +1,65 @@
+"""
+An event after validation.
+
+This is the one shape in which events travel through the program; ``docs/events.md`` tells who sends which fields. The
+decoder in ``intake`` makes them, ``state`` reads them. Arguments and results are not decoded at all.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
+
+_Id = Annotated[str, Meta(max_length=255)]
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
+_Name = Annotated[str, Meta(max_length=512)]
+
+#: What Celery 5.3 to 5.7 sends. Anything else (a task's own ``send_event``) is counted and otherwise left alone.
+TASK_EVENTS: Final = (
+    "task-sent", "task-received", "task-started", "task-succeeded", "task-failed", "task-retried", "task-revoked",
+    "task-rejected", "task-cancelled",
+)  # fmt: skip
+WORKER_EVENTS: Final = ("worker-online", "worker-heartbeat", "worker-offline")
+EVENT_TYPES: Final = TASK_EVENTS + WORKER_EVENTS
+
+
+class Event(Struct, frozen=True, gc=False):
+    """
+    One event. Fields that its type does not carry keep their default.
+
+    ``timestamp`` is Unix time by the sender's clock; ``utcoffset`` is not decoded, the timestamp is UTC already.
+    Source: Celery user guide, "Event Reference"; ``celery.worker.request`` and ``celery.worker.heartbeat``.
+    """
+
+    type: _Name
+    timestamp: float
+    #: Node name of the worker; for ``task-sent`` the publisher, which is unbounded and never a label.
+    hostname: _Id = ""
+
+    # task events
+    uuid: _Id = ""
+    name: _Name | None = None
+    queue: _Id | None = None
+    exchange: _Id | None = None
+    routing_key: _Id | None = None
+    retries: _Count | None = None
+    #: ISO 8601, or None for "as soon as possible".
+    eta: Annotated[str, Meta(max_length=64)] | None = None
+    #: Seconds. None when the pool process died after it stored its result.
+    runtime: float | None = None
+    #: ``repr()`` of the exception; hides the class for kills, see ``state.exceptions``.
+    exception: str | None = None
+    traceback: str | None = None
+    requeue: bool | None = None
+    terminated: bool | None = None
+    expired: bool | None = None
+
+    # worker events
+    pid: _Count | None = None
+    #: Seconds between heartbeats.
+    freq: float | None = None
+    active: _Count | None = None
+    processed: _Count | None = None
+    loadavg: tuple[float, float, float] | None = None
+    sw_ver: _Id | None = None

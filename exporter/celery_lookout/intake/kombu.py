@@ -1,0 +1,158 @@
+"""
+Events from any other transport that kombu can fan out on: memory, filesystem, MongoDB, Google Pub/Sub, …
+
+kombu's consumers block, so one thread drains them; a socket pair wakes the event loop as a real socket would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections import deque
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
+
+from ..broker import Broker
+from ..errors import BrokerUnavailable
+from ..events import Event
+from .decode import MSGPACK_TYPES, EventDecoder
+
+#: Messages that wait between the two threads. Past that the thread stops draining, and the broker keeps the rest.
+WAITING_LIMIT: Final = 10_000
+
+#: Messages decoded at a time.
+BATCH: Final = 500
+
+#: Transports on which Celery publishes events to a fanout exchange instead of a topic exchange.
+_FANOUT_DRIVERS: Final = frozenset({"redis", "gcpubsub"})
+
+
+class _Message(NamedTuple):
+    body: bytes
+    content_type: str | None
+    content_encoding: str | None
+    compressed: bool
+
+
+class KombuEvents:
+    """A consumer of the events of one broker, through kombu's own interface."""
+
+    answers_beats = False
+    loses_when_away = True
+    live = True
+
+    def __init__(self, broker: Broker, decoder: EventDecoder) -> None:
+        self._broker = broker
+        self._decoder = decoder
+        self._waiting: deque[_Message] = deque()
+        self._room = threading.Event()
+        self._stop = threading.Event()
+        self._failure: str | None = None
+        self._ours: socket.socket | None = None
+        self._theirs: socket.socket | None = None
+
+    def open(self) -> None:
+        """Connect, subscribe and start draining. Raises BrokerUnavailable."""
+        self._failure = None
+        self._stop = threading.Event()
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._theirs.setblocking(False)
+        connection: Any = self._broker.connection()
+        try:
+            connection.connect()
+            consumer = self._consumer(connection)
+        except Exception as error:  # each transport has its own errors, and kombu names only some of them
+            self.close()
+            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+        threading.Thread(
+            target=self._drain, args=(connection, consumer, self._stop), daemon=True, name="kombu-events"
+        ).start()
+
+    def _consumer(self, connection: Any) -> Any:
+        from kombu import Consumer, Exchange, Queue
+
+        kind = "fanout" if connection.transport.driver_type in _FANOUT_DRIVERS else "topic"
+        exchange = Exchange(self._broker.event_exchange, type=kind)
+        queue = Queue(f"celeryev.lookout.{uuid4()}", exchange, routing_key="#", auto_delete=True, durable=False)
+        consumer = Consumer(connection.channel(), [queue], no_ack=True, on_message=self._hear)
+        consumer.consume()
+        return consumer
+
+    def _hear(self, message: Any) -> None:
+        body = message.body
+        self._waiting.append(
+            _Message(
+                body.encode() if isinstance(body, str) else bytes(body),
+                message.content_type,
+                message.content_encoding,
+                bool((message.headers or {}).get("compression")),
+            )
+        )
+        self._wake()
+
+    def _drain(self, connection: Any, consumer: Any, stop: threading.Event) -> None:
+        try:
+            while not stop.is_set():
+                if len(self._waiting) >= WAITING_LIMIT:
+                    self._room.clear()
+                    self._room.wait(timeout=0.1)
+                    continue
+                with contextlib.suppress(TimeoutError):
+                    connection.drain_events(timeout=1)
+        except Exception as error:  # noqa: BLE001  # the thread's edge: whatever it was, the listener connects again
+            self._failure = f"{type(error).__name__}: {error}"
+            self._wake()
+        finally:
+            with contextlib.suppress(Exception):
+                consumer.cancel()
+                connection.release()
+
+    def _wake(self) -> None:
+        if self._theirs is not None:
+            with contextlib.suppress(OSError):
+                self._theirs.send(b"!")
+
+    def fileno(self) -> int:
+        """Return the socket that wakes the event loop."""
+        if self._ours is None:
+            raise BrokerUnavailable("not connected")
+        return self._ours.fileno()
+
+    def read(self, now: float) -> tuple[list[Event], bool]:
+        """Return the events that are there, at most one batch of messages, and whether there may be more."""
+        if self._ours is None:
+            raise BrokerUnavailable("not connected")
+        with contextlib.suppress(BlockingIOError):
+            self._ours.recv(4096)
+        events: list[Event] = []
+        for _ in range(min(BATCH, len(self._waiting))):
+            message = self._waiting.popleft()
+            reason = (
+                "compressed"
+                if message.compressed
+                else self._decoder.objection(message.content_type, message.content_encoding)
+            )
+            if reason is None:
+                events += self._decoder.body(message.body, now, msgpack=message.content_type in MSGPACK_TYPES)
+            else:
+                self._decoder.refuse(reason)
+        self._room.set()
+        if self._failure is not None and not events:
+            raise BrokerUnavailable(self._failure)
+        return events, bool(self._waiting)
+
+    def settle(self) -> None:
+        """Nothing to acknowledge."""
+
+    def beat(self) -> None:
+        """Nothing to send: transports have their own ways, or none."""
+
+    def close(self) -> None:
+        """Stop the thread, without waiting for it."""
+        self._stop.set()
+        for end in (self._ours, self._theirs):
+            if end is not None:
+                end.close()
+        self._ours = self._theirs = None

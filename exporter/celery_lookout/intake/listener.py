@@ -1,0 +1,191 @@
+"""
+Keeps one broker's event stream flowing into its state: connects, reads, notices silence, connects again, for ever.
+
+One wake-up takes all that came since the last; after it has run dry the socket is left alone for a moment, so that a
+thousand events a second cost ten wake-ups and not a thousand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Final
+
+from ..errors import BrokerUnavailable
+from ..state.cluster import Cluster
+from .source import EventSource
+
+#: Seconds to leave a socket alone once it has been read dry. Never after a read that left something behind.
+PAUSE_SECONDS: Final = 0.1
+
+#: Buffers read in one go before other work gets its turn: some ten milliseconds.
+READS_AT_A_TIME: Final = 8
+
+#: Seconds without a word after which the broker counts as down; it is asked for a word every second.
+SILENT_SECONDS: Final = 5.0
+
+#: Seconds of silence after which the connection is given up. A broker that was only paused has said something by then,
+#: and what it published meanwhile still comes through the old connection.
+ABANDONED_SECONDS: Final = 30.0
+
+#: Waits between attempts to connect, in seconds: they double from the first to the last, and vary by up to a half.
+FIRST_WAIT_SECONDS: Final = 0.5
+LAST_WAIT_SECONDS: Final = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Listener:
+    """Reads one source into one cluster."""
+
+    def __init__(
+        self,
+        source: EventSource,
+        cluster: Cluster,
+        *,
+        name: str,
+        executor: Executor,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._source = source
+        self._cluster = cluster
+        self._name = name
+        self._executor = executor
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watched: int | None = None
+        self._failed: asyncio.Future[None] | None = None
+        self._heard_at = 0.0
+        self._silent = False
+        #: Set once the broker has been reached; stays set.
+        self.reached = asyncio.Event()
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        attempts = 0
+        connected_before = False
+        self._cluster.broker_lost(self._clock())
+        try:
+            while True:
+                try:
+                    await self._loop.run_in_executor(self._executor, self._source.open)
+                    attempts = 0
+                    self._found(gap=connected_before and self._source.loses_when_away, again=connected_before)
+                    connected_before = True
+                    await self._listen()
+                except BrokerUnavailable as error:
+                    self._lost(error, first=attempts == 0)
+                attempts += 1
+                await asyncio.sleep(_wait_before(attempts))
+        finally:
+            self._unwatch()
+            self._source.close()
+
+    def drain(self) -> None:
+        """Take in what has come, up to some ten milliseconds of it. Called on wake-ups, and before a scrape is rendered."""
+        if self._failed is None or self._failed.done():
+            return
+        try:
+            dry = self._read()
+        except BrokerUnavailable as error:
+            self._unwatch()
+            self._failed.set_exception(error)
+            return
+        if self._loop is not None and self._watched is None:
+            self._loop.call_later(PAUSE_SECONDS if dry else 0, self._watch)
+
+    def _read(self) -> bool:
+        """Read and count; return whether the socket ran dry."""
+        source, cluster = self._source, self._cluster
+        more = True
+        for _ in range(READS_AT_A_TIME):
+            now = self._clock()
+            events, more = source.read(now)
+            if more:
+                self._heard()
+            if events:
+                cluster.fold(events, now, live=source.live)
+            if not more:
+                break
+        source.settle()
+        return not more
+
+    async def _listen(self) -> None:
+        """Read until the connection is gone; raises BrokerUnavailable then."""
+        assert self._loop is not None  # noqa: S101  # set by run()
+        self._failed = self._loop.create_future()
+        try:
+            self._watch()
+            while True:
+                done, _ = await asyncio.wait({self._failed}, timeout=1.0)
+                if done:
+                    self._failed.result()
+                self._source.beat()
+                self._check_silence()
+        finally:
+            self._failed = None
+            self._unwatch()
+            self._source.close()
+
+    def _watch(self) -> None:
+        if self._loop is not None and self._failed is not None and not self._failed.done() and self._watched is None:
+            self._watched = self._source.fileno()
+            self._loop.add_reader(self._watched, self._wake)
+
+    def _unwatch(self) -> None:
+        if self._loop is not None and self._watched is not None:
+            self._loop.remove_reader(self._watched)
+            self._watched = None
+
+    def _wake(self) -> None:
+        self._unwatch()
+        self.drain()
+
+    def _heard(self) -> None:
+        assert self._loop is not None  # noqa: S101  # set by run()
+        self._heard_at = self._loop.time()
+        if self._silent:
+            self._silent = False
+            log.info("broker answers again", extra={"broker": self._name})
+            self._cluster.broker_found(self._clock(), gap=False)
+
+    def _check_silence(self) -> None:
+        assert self._loop is not None  # noqa: S101  # set by run()
+        if not self._source.answers_beats:
+            return
+        silence = self._loop.time() - self._heard_at
+        if silence > ABANDONED_SECONDS:
+            raise BrokerUnavailable(f"no answer for {silence:.0f} s")
+        if silence > SILENT_SECONDS and not self._silent:
+            self._silent = True
+            log.warning("broker is silent", extra={"broker": self._name, "seconds": round(silence, 1)})
+            self._cluster.broker_lost(self._clock())
+
+    def _found(self, *, gap: bool, again: bool) -> None:
+        assert self._loop is not None  # noqa: S101  # set by run()
+        self._heard_at = self._loop.time()
+        self._silent = False
+        self._cluster.broker_found(self._clock(), gap=gap)
+        if again:
+            self._cluster.exporter.reconnects.inc()
+        self.reached.set()
+        log.info("listening to events", extra={"broker": self._name})
+
+    def _lost(self, error: BrokerUnavailable, *, first: bool) -> None:
+        self._cluster.broker_lost(self._clock())
+        log.log(
+            logging.WARNING if first else logging.DEBUG,
+            "broker unavailable, trying again until it answers",
+            extra={"broker": self._name, "error": str(error)},
+        )
+
+
+def _wait_before(attempt: int) -> float:
+    """Return the seconds to wait before the *attempt*-th attempt to connect again, counted from 1."""
+    longest = min(FIRST_WAIT_SECONDS * 2.0 ** min(attempt - 1, 10), LAST_WAIT_SECONDS)
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311  # spreads reconnections, hides nothing

@@ -1,0 +1,77 @@
+"""What the sidecar says about itself: what it heard, what it lost, how far it lags."""
+
+from __future__ import annotations
+
+from ..events import EVENT_TYPES
+from .registry import OTHER, Registry, Scope
+
+
+class ExporterMetrics:
+    """Honesty metrics of one broker's intake and state."""
+
+    def __init__(self, scope: Scope) -> None:
+        gauge, counter = scope.gauge, scope.counter
+        self.broker_up = gauge(
+            "celery_exporter_broker_up", "1 while the broker answers on the event connection."
+        ).child()
+        self.reconnects = counter(
+            "celery_exporter_broker_reconnects_total", "Times the event connection was made again."
+        ).child()
+        self.events = counter(
+            "celery_exporter_events_total", "Events read, by type; _other for types we do not know.", ("event",)
+        )
+        self.events_invalid = counter(
+            "celery_exporter_events_invalid_total",
+            "Messages or events refused, by what was wrong with them.",
+            ("reason",),
+        )
+        self.events_lost = counter(
+            "celery_exporter_events_lost_total", "Task starts that workers counted while we could not hear them."
+        ).child()
+        self.last_event = gauge(
+            "celery_exporter_last_event_timestamp_seconds", "Unix time at which the last event was read."
+        )
+        self.event_lag = gauge(
+            "celery_exporter_event_lag_seconds", "How old the last event was when it was read."
+        ).child()
+        self.tasks_tracked = gauge("celery_exporter_tasks_tracked", "Tasks in the in-flight table.").child()
+        self.tasks_evicted = counter(
+            "celery_exporter_tasks_evicted_total", "Tasks dropped from a full in-flight table."
+        ).child()
+        self.queue_resolution = counter(
+            "celery_exporter_queue_resolution_total",
+            "Tasks by how their queue was found; unknown if it was not.",
+            ("source",),
+        )
+        self.collector_success = gauge(
+            "celery_exporter_collector_success", "1 if the collector's last poll worked.", ("collector",)
+        )
+        self.collector_duration = gauge(
+            "celery_exporter_collector_duration_seconds", "How long its last poll took.", ("collector",)
+        )
+        self.collector_last_success = gauge(
+            "celery_exporter_collector_last_success_timestamp_seconds",
+            "Unix time of its last poll that worked.",
+            ("collector",),
+        )
+        for event in (*EVENT_TYPES, OTHER):
+            self.events.child(event)
+        for source in ("sent", "inspect", "worker", "unknown"):
+            self.queue_resolution.child(source)
+
+
+class ProcessMetrics:
+    """Metrics of the sidecar as a whole, whatever it watches."""
+
+    def __init__(self, registry: Registry, version: str) -> None:
+        scope = Scope(registry)
+        self._registry = registry
+        scope.gauge("celery_exporter_build_info", "Always 1; the sidecar's version.", ("version",)).child(version).set(
+            1
+        )
+        scope.gauge("celery_exporter_series_limit", "How many series there may be.").child().set(registry.series_limit)
+        self._series = scope.gauge("celery_exporter_series", "How many series there are now.").child()
+
+    def refresh(self) -> None:
+        """Bring the count of series up to date, before a scrape is rendered."""
+        self._series.set(self._registry.series)

@@ -1,0 +1,257 @@
+"""
+Metric families and their text.
+
+Each series keeps its line of exposition text and writes it anew only after a change, because at ten thousand
+series rendering is what a scrape costs. Families are declared once, in the tables of this package; only the process
+and Python collectors come from prometheus-client.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, Final, Generic, Literal, TypeVar
+
+#: The label value that gathers everything past a limit.
+OTHER: Final = "_other"
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+#: Exposition escapes, and control characters that would tear a terminal or a log line.
+_ESCAPES: Final = dict.fromkeys((*range(32), 127), "�") | {
+    ord("\\"): "\\\\",
+    ord('"'): '\\"',
+    ord("\n"): "\\n",
+}
+
+
+def _escape(value: str) -> str:
+    return value.translate(_ESCAPES).encode("utf-8", "replace").decode("utf-8")
+
+
+class Counter:
+    """A number that only rises."""
+
+    __slots__ = ("_head", "_text", "value")
+    samples = 1
+
+    def __init__(self, name: str, labels: str, _bounds: Sequence[float]) -> None:
+        self._head = f"{name}{{{labels}}} " if labels else f"{name} "
+        self._text: str | None = None
+        self.value: float = 0
+
+    def inc(self, amount: float = 1) -> None:
+        """Add *amount*, which must not be negative."""
+        self.value += amount
+        self._text = None
+
+    def rise_to(self, value: float) -> None:
+        """Show *value*, a count that somebody else keeps (a worker's own, say) and resets when it restarts."""
+        if value != self.value:
+            self.value = value
+            self._text = None
+
+    def text(self) -> str:
+        """Return the exposition line, newline included."""
+        if self._text is None:
+            self._text = f"{self._head}{self.value!r}\n"
+        return self._text
+
+
+class Gauge(Counter):
+    """A number that goes up and down."""
+
+    __slots__ = ()
+
+    def set(self, value: float) -> None:
+        """Show *value* from now on."""
+        if value != self.value:
+            self.value = value
+            self._text = None
+
+
+class Histogram:
+    """Observations counted in buckets; bounds are upper and inclusive, as Prometheus has them."""
+
+    __slots__ = ("_bounds", "_counts", "_template", "_text", "sum")
+
+    def __init__(self, name: str, labels: str, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+        self._text: str | None = None
+        shown = labels.replace("%", "%%")
+        lead = f"{shown}," if shown else ""
+        tail = f"{{{shown}}}" if shown else ""
+        edges = (*(repr(float(bound)) for bound in bounds), "+Inf")
+        buckets = "".join(f'{name}_bucket{{{lead}le="{edge}"}} %d\n' for edge in edges)
+        self._template = f"{buckets}{name}_count{tail} %d\n{name}_sum{tail} %r\n"
+
+    @property
+    def samples(self) -> int:
+        """How many series this is to Prometheus."""
+        return len(self._counts) + 2
+
+    @property
+    def count(self) -> int:
+        """How many observations were made."""
+        return sum(self._counts)
+
+    def observe(self, value: float) -> None:
+        """Add one observation."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+        self._text = None
+
+    def text(self) -> str:
+        """Return all lines of this histogram."""
+        if self._text is None:
+            cumulated = tuple(accumulate(self._counts))
+            self._text = self._template % (*cumulated, cumulated[-1], self.sum)
+        return self._text
+
+
+Child = TypeVar("Child", bound="Counter | Histogram")
+
+
+class Family(Generic[Child]):
+    """One metric name with its help, its label names and its series."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        child_type: type[Child],
+        kind: Kind,
+        name: str,
+        help_text: str,
+        labels: tuple[str, ...],
+        bounds: Sequence[float] = (),
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.labels = labels
+        self.children: dict[tuple[str, ...], Child] = {}
+        self._registry = registry
+        self._child_type = child_type
+        self._bounds = bounds
+        self._help = help_text.replace("\\", "\\\\").replace("\n", "\\n")
+
+    def child(self, *values: str) -> Child:
+        """
+        Return the series with these label *values*, made at 0 on first sight.
+
+        Past the registry's limit the series is counted as dropped and works, but is never shown.
+        """
+        child = self.children.get(values)
+        if child is None:
+            child = self._make(values)
+            if self._registry.admit(self.name, child.samples):
+                self.children[values] = child
+        return child
+
+    def remove(self, *values: str) -> None:
+        """Forget the series; nothing happens when it is not there."""
+        child = self.children.pop(values, None)
+        if child is not None:
+            self._registry.series -= child.samples
+
+    def _make(self, values: tuple[str, ...]) -> Child:
+        if len(values) != len(self.labels):
+            raise ValueError(f"{self.name} has labels {self.labels}, not {len(values)} of them")
+        labels = ",".join(f'{name}="{_escape(value)}"' for name, value in zip(self.labels, values, strict=True))
+        return self._child_type(self.name, labels, self._bounds)
+
+    def render(self, *, openmetrics: bool) -> Iterator[str]:
+        """Yield the family's text, nothing at all while it has no series. OpenMetrics names a counter without ``_total``."""
+        if self.children:
+            name = self.name.removesuffix("_total") if openmetrics and self.kind == "counter" else self.name
+            yield f"# HELP {name} {self._help}\n# TYPE {name} {self.kind}\n"
+            for child in self.children.values():
+                yield child.text()
+
+
+class Bound(Generic[Child]):
+    """A family as one broker's state sees it: the ``broker`` label, if there is one, is already filled in."""
+
+    __slots__ = ("_fixed", "family")
+
+    def __init__(self, family: Family[Child], fixed: tuple[str, ...]) -> None:
+        self.family = family
+        self._fixed = fixed
+
+    def child(self, *values: str) -> Child:
+        """As :meth:`Family.child`, without the broker's name."""
+        return self.family.child(*values, *self._fixed)
+
+    def remove(self, *values: str) -> None:
+        """As :meth:`Family.remove`, without the broker's name."""
+        self.family.remove(*values, *self._fixed)
+
+
+class Registry:
+    """All families of one sidecar, and the limit on how many series they may have together."""
+
+    def __init__(self, *, series_limit: int = 200_000) -> None:
+        self.series_limit = series_limit
+        self.series = 0
+        self.families: dict[str, Family[Any]] = {}
+        self._dropped = Scope(self).counter(
+            "celery_exporter_series_dropped_total",
+            "Series not shown because the limit on series was reached.",
+            ("metric",),
+        )
+
+    def admit(self, metric: str, samples: int) -> bool:
+        """Say whether *samples* more series fit; count them as dropped if not. The drop counter itself always fits."""
+        if self.series + samples > self.series_limit and metric != "celery_exporter_series_dropped_total":
+            self._dropped.child(metric).inc(samples)
+            return False
+        self.series += samples
+        return True
+
+    def render(self, *, openmetrics: bool = False) -> str:
+        """Return the exposition text of all families, in the order of their declaration, without an end mark."""
+        return "".join(text for family in self.families.values() for text in family.render(openmetrics=openmetrics))
+
+
+class Scope:
+    """Declares families for one broker; the same declaration for a second broker joins the first."""
+
+    def __init__(self, registry: Registry, broker: str | None = None) -> None:
+        self._registry = registry
+        self._names = () if broker is None else ("broker",)
+        self._values = () if broker is None else (broker,)
+
+    def counter(self, name: str, help_text: str, labels: tuple[str, ...] = ()) -> Bound[Counter]:
+        """Declare a counter; *name* ends in ``_total``."""
+        return self._declare(Counter, "counter", name, help_text, labels)
+
+    def gauge(self, name: str, help_text: str, labels: tuple[str, ...] = ()) -> Bound[Gauge]:
+        """Declare a gauge."""
+        return self._declare(Gauge, "gauge", name, help_text, labels)
+
+    def histogram(
+        self, name: str, help_text: str, labels: tuple[str, ...], bounds: Sequence[float]
+    ) -> Bound[Histogram]:
+        """Declare a histogram with these upper *bounds*, ascending and without +Inf."""
+        return self._declare(Histogram, "histogram", name, help_text, labels, tuple(bounds))
+
+    def _declare(
+        self,
+        child_type: type[Child],
+        kind: Kind,
+        name: str,
+        help_text: str,
+        labels: tuple[str, ...],
+        bounds: Sequence[float] = (),
+    ) -> Bound[Child]:
+        families = self._registry.families
+        labels = (*labels, *self._names)
+        family = families.get(name)
+        if family is None:
+            family = Family(self._registry, child_type, kind, name, help_text, labels, bounds)
+            families[name] = family
+        elif family.kind != kind or family.labels != labels:
+            raise ValueError(f"{name} is declared twice and differently")
+        return Bound(family, self._values)

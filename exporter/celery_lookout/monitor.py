@@ -1,0 +1,116 @@
+"""Everything that watches one broker: its listener, its collectors, and the state they feed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Final
+
+from .broker import Broker
+from .collectors import QueueProbe, QueuesCollector, WorkersCollector
+from .intake.decode import REASONS, EventDecoder
+from .intake.listener import Listener
+from .intake.source import EventSource
+from .metrics.registry import Registry, Scope
+from .poller import Poller
+from .probes.control import ControlProbe
+from .settings import Settings
+from .state.cluster import Cluster
+
+#: Seconds between two looks at what is due: held events, workers that went silent.
+TICK_SECONDS: Final = 0.25
+
+
+class Monitor:
+    """Watches one broker. What goes wrong with this one touches no other."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        settings: Settings,
+        registry: Registry,
+        executor: Executor,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.broker = broker
+        self.name = broker.name or broker.masked_url
+        self.cluster = cluster = Cluster(Scope(registry, broker.name), settings.cluster)
+        self._clock = clock
+        for reason in REASONS:
+            cluster.refused(reason, 0)
+        decoder = EventDecoder(cluster.refused, accept_msgpack=settings.accept_msgpack)
+        self._listener = Listener(_source(broker, decoder), cluster, name=self.name, executor=executor, clock=clock)
+        queues = QueuesCollector(
+            _queue_probe(broker, settings), cluster, interval_seconds=settings.probe_interval_seconds, broker=self.name
+        )
+        workers = WorkersCollector(
+            ControlProbe(broker),
+            cluster,
+            round_seconds=settings.control_interval_seconds,
+            enable_events=settings.enable_events,
+            broker=self.name,
+            clock=clock,
+        )
+        self._pollers = (
+            Poller(queues, cluster.exporter, executor, broker=self.name, clock=clock),
+            Poller(workers, cluster.exporter, executor, broker=self.name, clock=clock),
+        )
+
+    @property
+    def was_reached(self) -> bool:
+        """Whether the broker has answered at least once."""
+        return self._listener.reached.is_set()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the broker answers now."""
+        return bool(self.cluster.exporter.broker_up.value)
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listener.run())
+            group.create_task(self._tick())
+            for poller in self._pollers:
+                group.create_task(poller.run())
+
+    def refresh(self) -> None:
+        """Take in what the broker sent until now, and bring all numbers up to date."""
+        self._listener.drain()
+        self.cluster.refresh(self._clock())
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self.cluster.tick(self._clock())
+
+
+def _source(broker: Broker, decoder: EventDecoder) -> EventSource:
+    # Imported when needed: each brings its client library along.
+    if broker.kind == "redis":
+        from .intake.redis import RedisEvents
+
+        return RedisEvents(broker, decoder)
+    if broker.kind == "amqp":
+        from .intake.amqp import AmqpEvents
+
+        return AmqpEvents(broker, decoder)
+    from .intake.kombu import KombuEvents
+
+    return KombuEvents(broker, decoder)
+
+
+def _queue_probe(broker: Broker, settings: Settings) -> QueueProbe:
+    if broker.kind == "redis":
+        from .probes.redis import RedisProbe
+
+        return RedisProbe(broker)
+    if broker.kind == "amqp":
+        from .probes.rabbitmq import RabbitProbe
+
+        return RabbitProbe(broker, settings.management_url)
+    from .probes.kombu import KombuProbe
+
+    return KombuProbe(broker)

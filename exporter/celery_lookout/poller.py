@@ -1,0 +1,105 @@
+"""
+Runs a blocking poll again and again in a thread, with a limit on how long it may take.
+
+Whatever happens to it becomes three metrics with the collector's name; the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Final, Generic, Protocol, TypeVar
+
+from .errors import LookoutError
+from .metrics.exporter import ExporterMetrics
+
+#: Seconds after which a poll counts as failed, even if its thread still waits for the broker.
+LIMIT_SECONDS: Final = 20.0
+
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
+
+
+class Collector(Protocol[Question, Answer]):
+    """
+    One kind of poll.
+
+    ``question`` and ``take`` run on the event loop, where the state lives; ``ask`` runs in a thread, blocks as it
+    likes, and touches no state. ``ask`` raises LookoutError when it has no answer.
+    """
+
+    name: str
+    interval_seconds: float
+
+    def question(self) -> Question:
+        """Return what to ask, gathered from the state."""
+
+    def ask(self, question: Question) -> Answer:
+        """Ask it."""
+
+    def take(self, answer: Answer) -> None:
+        """Bring the answer into the state."""
+
+
+class Poller(Generic[Question, Answer]):
+    """Runs one collector for ever."""
+
+    def __init__(
+        self,
+        collector: Collector[Question, Answer],
+        metrics: ExporterMetrics,
+        executor: Executor,
+        *,
+        broker: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._collector = collector
+        self._executor = executor
+        self._extra = {"collector": collector.name, "broker": broker}
+        self._clock = clock
+        self._success = metrics.collector_success.child(collector.name)
+        self._duration = metrics.collector_duration.child(collector.name)
+        self._last_success = metrics.collector_last_success.child(collector.name)
+        self._problem: str | None = None
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        while True:
+            await self.poll()
+            await asyncio.sleep(self._collector.interval_seconds)
+
+    async def poll(self) -> None:
+        """Poll once. A poll that takes too long is waited for, since a probe serves one thread at a time."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        future = loop.run_in_executor(self._executor, self._collector.ask, self._collector.question())
+        done, _ = await asyncio.wait({future}, timeout=LIMIT_SECONDS)
+        if not done:
+            self._failed(f"no answer within {LIMIT_SECONDS:g} s")
+        try:
+            self._collector.take(await future)
+        except LookoutError as error:
+            self._failed(str(error))
+        except Exception as error:  # a collector that fails costs its own metrics, nothing else
+            self._failed(f"{type(error).__name__}: {error}")
+            log.debug("collector failed unexpectedly", exc_info=True, extra=self._extra)
+        else:
+            self._worked()
+        self._duration.set(round(loop.time() - started, 4))
+
+    def _worked(self) -> None:
+        self._success.set(1)
+        self._last_success.set(round(self._clock(), 3))
+        if self._problem is not None:
+            self._problem = None
+            log.info("collector works again", extra=self._extra)
+
+    def _failed(self, problem: str) -> None:
+        self._success.set(0)
+        if self._problem is None:
+            log.warning("collector failed", extra=self._extra | {"error": problem})
+        self._problem = problem

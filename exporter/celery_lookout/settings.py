@@ -1,0 +1,261 @@
+"""
+Every option of ``serve``, in one table, and what the sidecar is made of.
+
+The command line, the ``LOOKOUT_…`` variables, the YAML file and the reference page ``docs/configuration.md`` are all read
+off ``OPTIONS``. Nothing else in the program reads the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from .broker import Broker
+from .errors import SettingsError
+from .state.cluster import ClusterOptions, Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option. *kind* is its type; ``many`` options may be repeated and are lists in the file."""
+
+    name: str
+    help: str
+    default: Any = None
+    kind: type = str
+    many: bool = False
+    choices: tuple[str, ...] = ()
+    #: Variables read besides ``LOOKOUT_…``, which wins.
+    also_from: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The option's name as a Python identifier."""
+        return re.sub(r"[.-]", "_", self.name)
+
+    @property
+    def variables(self) -> list[str]:
+        """The environment variables that set it, the strongest first."""
+        return [f"LOOKOUT_{self.key.upper()}", *self.also_from]
+
+
+_LIMITS: Final = Limits()
+
+OPTIONS: Final = (
+    Option(
+        "broker",
+        "Broker URL as Celery writes it, or NAME=URL; repeat it to watch several, which must then all be named.",
+        many=True,
+        also_from=("CELERY_BROKER_URL",),
+    ),
+    Option("broker.file", "File with one broker URL, or NAME=URL, per line: keeps passwords out of the process list."),
+    Option("broker.transport-options", "JSON object, the application's broker_transport_options, for every broker."),
+    Option("broker.use-ssl", "JSON object or true, the application's broker_use_ssl, for every broker."),
+    Option("broker.event-exchange", "The application's event_exchange.", "celeryev"),
+    Option("broker.control-exchange", "The application's control_exchange.", "celery"),
+    Option("broker.accept-msgpack", "Also read msgpack: for applications with event_serializer = msgpack.", False, bool),
+    Option("web.listen-address", "Address to serve on, host:port; an empty host is every interface.", ":9808"),
+    Option("web.telemetry-path", "Path of the metrics.", "/metrics"),
+    Option("log.level", "Least severe messages to log.", "info", choices=("debug", "info", "warning", "error")),
+    Option("log.format", "Form of the log lines.", "logfmt", choices=("logfmt", "json")),
+    Option("rabbitmq.management-url", "RabbitMQ's management API; by default port 15672 on the broker's host is tried."),
+    Option(
+        "control.enable-events",
+        "Switch task events on in workers that have them off. Costs a worker 0.2 to 0.7 ms per task.",
+        False,
+        bool,
+    ),
+    Option("control.interval", "Seconds between two rounds of questions to the workers.", 15.0, float),
+    Option("probe.interval", "Seconds between two readings of the queues.", 2.0, float),
+    Option("queue", "Queue to show from the start, whether anybody consumes it or not.", many=True),
+    Option("queue.latency-slo", "QUEUE=SECONDS, the longest acceptable wait; shown, counted against and alerted on.", many=True),
+    Option("limit.series", "Most series on the metrics page; what comes after is counted and not shown.", 200_000, int),
+    Option("limit.tasks-in-flight", "Most tasks remembered at a time, some 400 bytes each.", _LIMITS.tasks_in_flight, int),
+    Option("limit.task-names", "Most values of the label task; what comes after is _other.", _LIMITS.task_names, int),
+    Option("limit.queues", "Most values of the label queue; what comes after is _other.", _LIMITS.queues, int),
+    Option("limit.exceptions", "Most values of the label exception; what comes after is _other.", _LIMITS.exceptions, int),
+    Option("limit.workers", "Most workers followed; what comes after is left out.", _LIMITS.workers, int),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """Where to serve. An empty host is every interface."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> ListenAddress:
+        """Read ``host:port``, ``[::1]:port`` or ``:port``; port 0 is any free one. Raises SettingsError for anything else."""
+        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):(\d{1,5})", text)
+        if match is None or not int(match[3]) < 65536:
+            raise SettingsError(f"--web.listen-address {text!r} is not an address: write for example 127.0.0.1:9808")
+        return cls(match[1] or match[2] or "", int(match[3]))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What ``serve`` was told, checked."""
+
+    brokers: tuple[Broker, ...]
+    listen: ListenAddress = ListenAddress("", 9808)
+    telemetry_path: str = "/metrics"
+    accept_msgpack: bool = False
+    management_url: str | None = field(default=None, repr=False)
+    enable_events: bool = False
+    control_interval_seconds: float = 15.0
+    probe_interval_seconds: float = 2.0
+    series_limit: int = 200_000
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Settings:
+        """Make settings of option values by ``Option.key``. Raises SettingsError for the first that is wrong."""
+        path = given["web_telemetry_path"]
+        if not path.startswith("/") or path == "/":
+            raise SettingsError(
+                f"--web.telemetry-path {path!r} must begin with / and be more than that: for example /metrics"
+            )
+        for option in OPTIONS:
+            if option.kind in (int, float) and not given[option.key] > 0:
+                raise SettingsError(f"--{option.name} {given[option.key]!r} must be more than 0")
+        return cls(
+            brokers=_brokers(given),
+            listen=ListenAddress.parse(given["web_listen_address"]),
+            telemetry_path=path,
+            accept_msgpack=given["broker_accept_msgpack"],
+            management_url=given["rabbitmq_management_url"],
+            enable_events=given["control_enable_events"],
+            control_interval_seconds=given["control_interval"],
+            probe_interval_seconds=given["probe_interval"],
+            series_limit=given["limit_series"],
+            cluster=ClusterOptions(
+                limits=Limits(
+                    tasks_in_flight=given["limit_tasks_in_flight"],
+                    task_names=given["limit_task_names"],
+                    queues=given["limit_queues"],
+                    exceptions=given["limit_exceptions"],
+                    workers=given["limit_workers"],
+                ),
+                latency_slos=_slos(given["queue_latency_slo"]),
+                queues=tuple(given["queue"]),
+            ),
+        )
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """
+    Read the YAML configuration file into option values by ``Option.key``.
+
+    Its keys are the options' names, flat (``web.listen-address: …``) or nested (``web: {listen-address: …}``). Raises
+    SettingsError for a file that cannot be read, is not a mapping, or has a key that is no option.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"--config {path!r} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"--config {path!r} must be a mapping of option names to values")
+    known = {option.name: option for option in OPTIONS}
+    values: dict[str, Any] = {}
+    for name, value in _flatten(content, known):
+        option = known.get(name)
+        if option is None:
+            raise SettingsError(f"--config {path!r} has the unknown option {name!r}; see celery-lookout serve --help")
+        values[option.key] = _from_yaml(option, value)
+    return values
+
+
+def _flatten(content: Mapping[Any, Any], known: Mapping[str, Option], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name not in known:
+            yield from _flatten(value, known, f"{name}.")
+        else:
+            yield name, value
+
+
+def _from_yaml(option: Option, value: Any) -> Any:
+    """Bring a YAML value into the form the command line has: lists of strings, JSON text."""
+    if option.many:
+        if isinstance(value, dict):
+            return [f"{key}={item}" for key, item in value.items()]
+        return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return json.dumps(value) if isinstance(value, dict) else value
+
+
+def _brokers(given: Mapping[str, Any]) -> tuple[Broker, ...]:
+    texts = list(given["broker"])
+    if given["broker_file"] is not None:
+        try:
+            lines = Path(given["broker_file"]).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"--broker.file {given['broker_file']!r} cannot be read: {error}") from error
+        texts += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not texts:
+        raise SettingsError("no broker given: say --broker redis://host:6379/0, or set CELERY_BROKER_URL")
+    brokers = tuple(_broker(text, given) for text in texts)
+    names = [broker.name for broker in brokers]
+    if len(brokers) > 1 and None in names:
+        raise SettingsError("with several brokers each needs a name: --broker NAME=URL")
+    if len(set(names)) < len(names):
+        raise SettingsError(f"--broker: two brokers have the same name, of {', '.join(map(str, names))}")
+    return brokers
+
+
+def _broker(text: str, given: Mapping[str, Any]) -> Broker:
+    name, equals, url = text.partition("=")
+    if not equals or "://" in name:
+        name, url = "", text
+    elif not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+        raise SettingsError(f"--broker name {name[:64]!r} may have letters, digits, dot, dash and underscore only")
+    options = _json(given, "broker.transport-options")
+    if not isinstance(options, dict | None):
+        raise SettingsError("--broker.transport-options must be a JSON object")
+    use_ssl = _json(given, "broker.use-ssl")
+    if not isinstance(use_ssl, dict | bool | None):
+        raise SettingsError("--broker.use-ssl must be a JSON object or true")
+    return Broker(
+        url,
+        name or None,
+        transport_options=options or {},
+        ssl=use_ssl,
+        event_exchange=given["broker_event_exchange"],
+        control_exchange=given["broker_control_exchange"],
+    )
+
+
+def _json(given: Mapping[str, Any], name: str) -> Any:
+    text = given[re.sub(r"[.-]", "_", name)]
+    if text is None or isinstance(text, bool):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"--{name} is not JSON: {error}") from error  # the value may hold a password
+
+
+def _slos(texts: Iterable[str]) -> dict[str, float]:
+    slos = {}
+    for text in texts:
+        queue, _, seconds = text.rpartition("=")
+        try:
+            slos[queue] = float(seconds)
+        except ValueError:
+            slos[queue] = 0.0
+        if not queue or not 0 < slos[queue] < float("inf"):
+            raise SettingsError(
+                f"--queue.latency-slo {text!r} is not QUEUE=SECONDS with seconds above 0: write for example mail=60"
+            )
+    return slos

@@ -1,0 +1,239 @@
+"""
+One broker's cluster: events and readings in, metrics out.
+
+Pure: no sockets, no clock, no globals. The time comes with each call, and never from an event.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from ..events import Event
+from ..metrics.exporter import ExporterMetrics
+from ..metrics.limits import LabelBudget
+from ..metrics.queues import BrokerMetrics, QueueMetrics
+from ..metrics.registry import OTHER, Counter, Scope
+from ..metrics.tasks import TaskMetrics
+from ..metrics.workers import WorkerMetrics
+from ..readings import ActiveTask, BrokerReading, WorkerReading
+from .queues import Queues
+from .routes import Routes
+from .tasks import Tasks
+from .workers import Worker, Workers
+
+#: Seconds for which a task of a vanished worker may reappear elsewhere before it is counted as lost.
+LOST_AFTER_SECONDS: Final = 60.0
+
+#: A task held longer than this without an event is worth asking its worker about.
+SUSPECT_SECONDS: Final = 60.0
+
+#: Tasks that one worker is asked about at a time: its answer has their arguments in it.
+SUSPECTS_AT_A_TIME: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is remembered and shown. See ``docs/configuration.md``."""
+
+    tasks_in_flight: int = 1_000_000
+    task_names: int = 2_000
+    queues: int = 1_000
+    exceptions: int = 200
+    workers: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """What the settings say about a cluster."""
+
+    limits: Limits = field(default_factory=Limits)
+    #: Queue to the longest acceptable wait in seconds.
+    latency_slos: Mapping[str, float] = field(default_factory=dict)
+    #: Queues to watch from the start, whether anybody consumes them or not.
+    queues: tuple[str, ...] = ()
+
+
+class _Vanished(NamedTuple):
+    """A worker process that is gone, and when to see what came of its tasks."""
+
+    due: float
+    worker: Worker
+    boots: int
+    at: float
+
+
+class Cluster:
+    """Everything known of one broker's cluster."""
+
+    def __init__(self, scope: Scope, options: ClusterOptions) -> None:
+        limits = options.limits
+        self.exporter = ExporterMetrics(scope)
+        self.routes = Routes()
+        self.workers = Workers(WorkerMetrics(scope), limits.workers)
+        self.queues = Queues(
+            QueueMetrics(scope), BrokerMetrics(scope), LabelBudget(limits.queues), options.latency_slos
+        )
+        self.tasks = Tasks(
+            TaskMetrics(scope),
+            self.exporter,
+            queues=self.queues,
+            workers=self.workers,
+            routes=self.routes,
+            limit=limits.tasks_in_flight,
+            names=LabelBudget(limits.task_names),
+            exceptions=LabelBudget(limits.exceptions),
+        )
+        for name in options.queues:
+            self.queues.get(name)
+        self._vanished: deque[_Vanished] = deque()
+        self._now = 0.0
+        self._live = True
+        events = self.exporter.events
+        worker_handlers: dict[str, Callable[[Event], None]] = {
+            "worker-online": self._online,
+            "worker-heartbeat": self._heartbeat,
+            "worker-offline": self._offline,
+        }
+        self._handlers: dict[str, tuple[Callable[[Event], None], Counter]] = {
+            name: (handler, events.child(name)) for name, handler in (self.tasks.handlers | worker_handlers).items()
+        }
+        self._unknown = (_ignore, events.child(OTHER))
+
+    def fold(self, batch: Iterable[Event], now: float, *, live: bool = True) -> None:
+        """Take in events read at *now*. Not *live* are those that waited for us in a queue while we were away."""
+        self.tick(now)
+        self._live = live
+        handlers, unknown = self._handlers, self._unknown
+        event = None
+        for event in batch:
+            handle, counter = handlers.get(event.type, unknown)
+            counter.inc()
+            handle(event)
+        if event is not None:
+            self.exporter.last_event.child().set(round(now, 3))
+            self.exporter.event_lag.set(round(max(now - event.timestamp, 0.0), 3))
+
+    def tick(self, now: float) -> None:
+        """Do what is due at *now*. Call it a few times a second, also when nothing comes in."""
+        self._now = now
+        self.tasks.tick(now)
+        for worker in self.workers.just_gone(now):
+            if not worker.graceful:
+                self._suspect_loss(worker, now)
+        while self._vanished and self._vanished[0].due <= now:
+            gone = self._vanished.popleft()
+            if gone.worker.boots != gone.boots or not gone.worker.is_alive(now):
+                self.tasks.count_lost(gone.worker, gone.at)
+
+    def refresh(self, now: float) -> None:
+        """Bring all gauges up to date, before a scrape is rendered."""
+        self.tick(now)
+        self.workers.refresh(now)
+        self.tasks.refresh(now)
+        self.queues.refresh(now, self.workers.consumers(now))
+
+    def broker_lost(self, now: float) -> None:
+        """The event connection went silent or broke."""
+        self.exporter.broker_up.set(0)
+        self.workers.broker_lost(now)
+
+    def broker_found(self, now: float, *, gap: bool) -> None:
+        """The event connection works; with a *gap*, events published meanwhile are gone."""
+        self.exporter.broker_up.set(1)
+        self.workers.broker_found(now, gap=gap)
+
+    def refused(self, reason: str, count: int = 1) -> None:
+        """Count input that could not be used."""
+        self.exporter.events_invalid.child(reason).inc(count)
+
+    def take_broker(self, reading: BrokerReading) -> None:
+        """Take in a poll of the broker."""
+        self.queues.take(reading)
+
+    def take_workers(self, readings: Iterable[WorkerReading]) -> None:
+        """Take in workers' answers."""
+        for reading in readings:
+            self.workers.take(reading)
+            if reading.queues is not None:
+                self.routes.learn(reading.queues)
+                for queue in reading.queues:
+                    self.queues.get(queue.name)
+
+    def take_active(self, active: Iterable[tuple[str, ActiveTask]]) -> None:
+        """Take in what workers hold, as they say when asked."""
+        for worker_name, task in active:
+            self.tasks.take_active(worker_name, task)
+
+    def living_workers(self) -> dict[str, int]:
+        """Return the names of workers that are alive, each with the number of its boots seen."""
+        clock = self.workers.clock(self._now)
+        return {worker.name: worker.boots for worker in self.workers if worker.is_alive(clock)}
+
+    def workers_without_task_events(self) -> frozenset[str]:
+        """Return the workers that run tasks and say nothing of it."""
+        return frozenset(worker.name for worker in self.workers if worker.sends_task_events is False)
+
+    def suspects(self) -> dict[str, list[str]]:
+        """Return, for each living worker, the ids of tasks it has held for so long without a word that it should be asked."""
+        found: dict[str, list[str]] = {}
+        clock = self.workers.clock(self._now)
+        before = self._now - SUSPECT_SECONDS
+        for worker in self.workers:
+            if worker.is_alive(clock):
+                ids = [task_id for task_id, task in worker.running.items() if task.started_at < before]
+                ids += [task_id for task_id, eta in worker.reserved.items() if eta < before]
+                if ids:
+                    found[worker.name] = ids[:SUSPECTS_AT_A_TIME]
+        return found
+
+    def not_held(self, worker_name: str, task_ids: list[str]) -> None:
+        """The worker says that it has not got these tasks (any more)."""
+        worker = self.workers.get(worker_name)
+        if worker is not None:
+            self.tasks.let_go_silently(worker, task_ids)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the status page shows: ``queues``, ``workers`` and ``hints``, JSON-able."""
+        consumers = self.workers.consumers(self._now)
+        silent = self.workers_without_task_events()
+        hints = []
+        if silent:
+            hints.append(
+                f"No task events from {', '.join(sorted(silent))}: start workers with -E or set worker_send_task_events = True."
+            )
+        return {
+            "queues": self.queues.summary(self._now, consumers),
+            "workers": self.workers.summary(self._now),
+            "hints": hints,
+        }
+
+    def _online(self, event: Event) -> None:
+        self._heartbeat(event)
+
+    def _heartbeat(self, event: Event) -> None:
+        worker = self.workers.get(event.hostname)
+        if worker is None:
+            return
+        if event.type == "worker-online":
+            self._suspect_loss(worker, event.timestamp)
+        lost = self.workers.heartbeat(worker, event, self._now, live=self._live)
+        if lost:
+            self.exporter.events_lost.inc(lost)
+
+    def _offline(self, event: Event) -> None:
+        worker = self.workers.get(event.hostname)
+        if worker is not None:
+            self.workers.offline(worker)
+            self._suspect_loss(worker, event.timestamp)
+
+    def _suspect_loss(self, worker: Worker, at: float) -> None:
+        """The process that *worker* was until *at* is gone; look later at what it was running."""
+        if worker.running:
+            self._vanished.append(_Vanished(self._now + LOST_AFTER_SECONDS, worker, worker.boots, at))
+
+
+def _ignore(event: Event) -> None:
+    """An event of a type that means nothing to us: it is counted, that is all."""

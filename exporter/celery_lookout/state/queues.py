@@ -1,0 +1,226 @@
+"""
+Queues: how deep, how old, who consumes them.
+
+Depth and heads come from broker readings. What readings lack for the age of the oldest message, the publish time,
+comes from the tasks that were sent and not yet received.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, Final
+
+from ..metrics.limits import LabelBudget
+from ..metrics.queues import BrokerMetrics, QueueMetrics
+from ..metrics.registry import OTHER, Counter
+from ..readings import BrokerReading, QueueHead, QueueReading
+
+#: The label value for a queue that could not be found.
+UNKNOWN: Final = "unknown"
+
+#: Seconds after which numbers of a broker that no longer answers are withdrawn: a gap is better than a stale number.
+STALE_SECONDS: Final = 30.0
+
+#: A task sent longer ago than this is surely in the broker's count, which RabbitMQ's statistics delay by 5 seconds.
+SETTLED_SECONDS: Final = 15.0
+
+
+#: How many waiting tasks are looked at for one that is due; those before it wait for their ETA.
+LOOK_AHEAD: Final = 10_000
+
+
+class Queue:
+    """One queue. ``unreceived`` has the tasks on their way: task id to Unix time from which they wait, oldest first."""
+
+    __slots__ = (
+        "head_since", "heads", "name", "ready", "slo_eligible", "slo_seconds", "slo_violations", "unreceived",
+    )  # fmt: skip
+
+    def __init__(self, name: str, metrics: QueueMetrics, slo_seconds: float | None) -> None:
+        self.name = name
+        self.unreceived: dict[str, float] = {}
+        self.ready: int | None = None
+        self.heads: tuple[QueueHead, ...] = ()
+        #: Since when the first of ``heads`` is the first.
+        self.head_since = 0.0
+        self.slo_seconds = slo_seconds
+        self.slo_eligible: Counter | None = None
+        self.slo_violations: Counter | None = None
+        if slo_seconds is not None:
+            metrics.latency_slo.child(name).set(slo_seconds)
+            self.slo_eligible = metrics.slo_eligible.child(name)
+            self.slo_violations = metrics.slo_violations.child(name)
+
+    def count_wait(self, seconds: float) -> None:
+        """Hold a start that waited *seconds* against the SLO, if there is one."""
+        if self.slo_eligible is not None and self.slo_violations is not None and self.slo_seconds is not None:
+            self.slo_eligible.inc()
+            if seconds > self.slo_seconds:
+                self.slo_violations.inc()
+
+    def take(self, reading: QueueReading, read_at: float) -> None:
+        """Take in what the broker shows."""
+        self.ready = reading.ready
+        self._forget_gone(read_at)
+        heads = reading.heads or ((reading.head,) if reading.head else ())
+        if not heads or not self.heads or heads[0].task_id != self.heads[0].task_id:
+            self.head_since = read_at
+        self.heads = heads
+
+    def _forget_gone(self, read_at: float) -> None:
+        """Drop tasks that the broker no longer has although nobody received them: purged, expired, or the event was lost."""
+        excess = len(self.unreceived) - (self.ready or 0)
+        if excess > 0:
+            settled = read_at - SETTLED_SECONDS
+            for task_id in [task_id for task_id, since in islice(self.unreceived.items(), excess) if since < settled]:
+                del self.unreceived[task_id]
+
+    def oldest_age(self, now: float) -> float | None:
+        """Return the age in seconds of the oldest ready message, 0 when the queue is empty, None when it cannot be known."""
+        if not self.ready:
+            return None if self.ready is None else 0.0
+        since = self._oldest_since(now)
+        return None if since is None else max(now - since, 0.0)
+
+    def _oldest_since(self, now: float) -> float | None:
+        named = [head for head in self.heads if head.task_id is not None]
+        known = [self.unreceived.get(head.task_id or "", head.published_at) for head in named]
+        if named and None not in known:
+            return min(since for since in known if since is not None)
+        # RabbitMQ does not show its head, and on Redis the head of one priority may be unknown to us.
+        sent = next((since for since in islice(self.unreceived.values(), LOOK_AHEAD) if since <= now), None)
+        stamped = [head.published_at for head in self.heads if head.task_id is None] if sent is None else []
+        found = [since for since in (*known, sent, *stamped) if since is not None]
+        if found:
+            return min(found)
+        return self.head_since if named else None  # a lower bound
+
+
+class Queues:
+    """All queues of one broker. Those found once stay, also when the last worker has left."""
+
+    def __init__(
+        self, metrics: QueueMetrics, broker_metrics: BrokerMetrics, budget: LabelBudget, slos: Mapping[str, float]
+    ) -> None:
+        self._metrics = metrics
+        self._broker_metrics = broker_metrics
+        self._budget = budget
+        self._slos = slos
+        self._queues: dict[str, Queue] = {}
+        self._oldest_unacked_at: float | None = None
+        self._read_at: float | None = None
+        self._broker_counts_consumers = False
+        for name in slos:
+            self.get(name)
+
+    def get(self, name: str) -> Queue:
+        """Return the queue, made known if it was not; past the limit on queues it is the shared ``_other``."""
+        name = self._budget.admit(name)
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = Queue(name, self._metrics, self._slos.get(name))
+        return queue
+
+    def names(self) -> frozenset[str]:
+        """Return the names of all known queues."""
+        return frozenset(self._queues.keys() - {OTHER, UNKNOWN})
+
+    def take(self, reading: BrokerReading) -> None:
+        """Take in a poll of the broker."""
+        self._read_at = reading.read_at
+        self._oldest_unacked_at = reading.oldest_unacked_at
+        self._show_broker(reading)
+        shown = set()
+        for one in reading.queues:
+            queue = self.get(one.name)
+            if queue.name == OTHER:
+                continue  # a sum over some queues at some times would be no number
+            shown.add(queue.name)
+            queue.take(one, reading.read_at)
+            self._show_queue(one)
+        for queue in self._queues.values():
+            if queue.ready is not None and queue.name not in shown:
+                self._withdraw(queue)
+
+    def _show_broker(self, reading: BrokerReading) -> None:
+        metrics = self._broker_metrics
+        for bound, value in (
+            (metrics.unacked, reading.unacked),
+            (metrics.visibility_timeout, reading.visibility_timeout_seconds),
+            (metrics.delayed, reading.delayed),
+        ):
+            if value is not None:
+                bound.child().set(value)
+
+    def _show_queue(self, reading: QueueReading) -> None:
+        self._metrics.length.child(reading.name).set(reading.ready)
+        for priority, ready in reading.by_priority.items():
+            self._metrics.priority_length.child(reading.name, str(priority)).set(ready)
+        if reading.unacked is not None:
+            self._metrics.unacked.child(reading.name).set(reading.unacked)
+        if reading.consumers is not None:
+            self._broker_counts_consumers = True
+            self._metrics.consumers.child(reading.name).set(reading.consumers)
+
+    def refresh(self, now: float, workers: Mapping[str, tuple[int, int]]) -> None:
+        """
+        Bring what depends on the time up to date.
+
+        *workers* has, for each queue, how many living workers consume it and their slots together.
+        """
+        if self._read_at is not None and now - self._read_at > STALE_SECONDS:
+            self._withdraw_all()
+        for queue in self._queues.values():
+            if queue.name in (OTHER, UNKNOWN):
+                continue
+            age = queue.oldest_age(now)
+            if age is None:
+                self._metrics.oldest_age.remove(queue.name)
+            else:
+                self._metrics.oldest_age.child(queue.name).set(round(age, 3))
+            count, slots = workers.get(queue.name, (0, 0))
+            self._metrics.workers.child(queue.name).set(count)
+            self._metrics.slots.child(queue.name).set(slots)
+            if not self._broker_counts_consumers:
+                self._metrics.consumers.child(queue.name).set(count)
+        if self._read_at is not None and self._broker_metrics.unacked.family.children:
+            held_since = self._oldest_unacked_at
+            self._broker_metrics.oldest_unacked_age.child().set(
+                0 if held_since is None else round(max(now - held_since, 0.0), 3)
+            )
+
+    def summary(self, now: float, workers: Mapping[str, tuple[int, int]]) -> list[dict[str, Any]]:
+        """Return a row per queue for the status page, by name."""
+        return [
+            {
+                "queue": name,
+                "length": queue.ready,
+                "oldest_task_age_seconds": None if (age := queue.oldest_age(now)) is None else round(age, 1),
+                "workers": workers.get(name, (0, 0))[0],
+                "slots": workers.get(name, (0, 0))[1],
+            }
+            for name, queue in sorted(self._queues.items())
+            if name not in (OTHER, UNKNOWN)
+        ]
+
+    def _withdraw(self, queue: Queue) -> None:
+        queue.ready = None
+        metrics = self._metrics
+        for bound in (metrics.length, metrics.unacked, metrics.oldest_age):
+            bound.remove(queue.name)
+        if self._broker_counts_consumers:
+            metrics.consumers.remove(queue.name)
+        for values in [values for values in metrics.priority_length.family.children if values[0] == queue.name]:
+            metrics.priority_length.family.remove(*values)
+
+    def _withdraw_all(self) -> None:
+        self._read_at = None
+        for queue in self._queues.values():
+            self._withdraw(queue)
+        for bound in (
+            self._broker_metrics.unacked,
+            self._broker_metrics.oldest_unacked_age,
+            self._broker_metrics.delayed,
+        ):
+            bound.remove()

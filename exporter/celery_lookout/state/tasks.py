@@ -1,0 +1,499 @@
+"""
+The life of each task, from its events.
+
+Only ``task-sent`` carries the queue, only ``task-sent`` and ``task-received`` the name; all others have just the task
+id. So a record is kept per task, found by id, and every count goes to the (task, queue) that the record names.
+
+Events come late, twice, out of order or never. What makes the counts right all the same:
+
+- An event of a task that we have not seen sent is held for a moment, because ``task-sent`` travels on another connection and
+  can come last. When it comes, or when the moment is over, the held events are counted in their order.
+- An attempt ends once. Celery 5.7 sends two ``task-failed`` for one hard time limit; the second finds the task ended.
+- ``task-received`` of the next attempt can come before ``task-retried`` of the one before, which is then closed late.
+- A task that ended stays known for a while, so that late and doubled events find it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Final
+
+from msgspec import Struct
+
+from ..events import Event
+from ..metrics.exporter import ExporterMetrics
+from ..metrics.limits import LabelBudget
+from ..metrics.tasks import TaskMetrics, TaskSeries
+from ..readings import ActiveTask
+from .exceptions import exception_class
+from .queues import UNKNOWN, Queue, Queues
+from .routes import Routes
+from .workers import Worker, Workers
+
+#: Seconds an event waits for the task's ``task-sent``. On RabbitMQ 0.7 was the longest seen.
+HOLD_SECONDS: Final = 1.0
+
+#: Tasks held at a time; past that the one held longest is counted as it is.
+HELD_LIMIT: Final = 100_000
+
+#: Without any ``task-sent`` for this long, publishers do not send it, and nothing is held.
+SENT_EXPECTED_SECONDS: Final = 60.0
+
+#: Seconds for which a task that ended is remembered.
+ENDED_SECONDS: Final = 60.0
+
+#: Part of a full table that is dropped at once; dropping one by one from the front of a dict is slow.
+EVICTED_SHARE: Final = 0.01
+
+#: Celery raises these to steer itself. 5.7 reports the first as failure too, beside the ``task-rejected`` that counts.
+NOT_FAILURES: Final = frozenset({"Reject", "Ignore"})
+
+TERMINATIONS: Final = {
+    "SoftTimeLimitExceeded": "soft_time_limit",
+    "TimeLimitExceeded": "hard_time_limit",
+    "WorkerLostError": "worker_lost",
+}
+
+
+class Row:
+    """A (task, queue): its series, and the queue's state."""
+
+    __slots__ = ("queue", "running", "running_since", "series")
+
+    def __init__(self, series: TaskSeries, queue: Queue) -> None:
+        self.series = series
+        self.queue = queue
+        #: Scratch for :meth:`Tasks.refresh`.
+        self.running = 0
+        self.running_since = 0.0
+
+
+class Task(Struct, gc=False):
+    """
+    What is known of one task id. Times are Unix times, 0 for "not yet".
+
+    Times of workers and publishers are compared as they are; a wait that comes out negative is clamped.
+    """
+
+    row: Row
+    #: The row of the attempt that was sent last, if it goes elsewhere than this one.
+    next_row: Row | None = None
+    worker: Worker | None = None
+    #: Attempt that ``received_at``, ``started_at`` and ``ended`` are about; -1 until one was received.
+    retries: int = -1
+    received_at: float = 0.0
+    started_at: float = 0.0
+    #: This attempt ended. ``final``: the task did, for good, and was counted.
+    ended: bool = False
+    final: bool = False
+    #: The next delivery is expected: the worker put the message back.
+    requeued: bool = False
+    #: Start of the attempt before, whose ``task-retried`` has not come yet.
+    unclosed_start: float = 0.0
+    retried_at: float = 0.0
+    first_sent: bool = False
+    #: The attempt sent last, when it was, and from when it waits (publish time or ETA).
+    sent_retries: int = -1
+    waits_from: float = 0.0
+    waited: bool = False
+
+
+class Held(Struct):
+    """Events of a task whose ``task-sent`` has not come."""
+
+    since: float
+    events: list[Event]
+
+
+class Tasks:
+    """The in-flight table of one broker and everything counted from it."""
+
+    def __init__(
+        self,
+        metrics: TaskMetrics,
+        exporter: ExporterMetrics,
+        *,
+        queues: Queues,
+        workers: Workers,
+        routes: Routes,
+        limit: int,
+        names: LabelBudget,
+        exceptions: LabelBudget,
+    ) -> None:
+        self._metrics = metrics
+        self._exporter = exporter
+        self._queues = queues
+        self._workers = workers
+        self._routes = routes
+        self._limit = limit
+        self._names = names
+        self._exceptions = exceptions
+        self._tasks: dict[str, Task] = {}
+        self._rows: dict[tuple[str, str], Row] = {}
+        self._held: dict[str, Held] = {}
+        self._ended: deque[tuple[float, str]] = deque()
+        self._sent_heard_at: float | None = None
+        self._now = 0.0
+        self._counters: dict[str, Callable[[Event], None]] = {
+            "task-sent": self._sent,
+            "task-received": self._received,
+            "task-started": self._started,
+            "task-succeeded": self._succeeded,
+            "task-failed": self._failed,
+            "task-retried": self._retried,
+            "task-revoked": self._revoked,
+            "task-rejected": self._rejected,
+            "task-cancelled": self._cancelled,
+        }
+        #: What to call when an event of each type is heard.
+        self.handlers = self._counters | {"task-started": self._hear_start}
+
+    # -- time
+
+    def tick(self, now: float) -> None:
+        """Count the events that waited long enough for their ``task-sent``, and forget tasks that ended a while ago."""
+        self._now = now
+        if self._sent_heard_at is None:
+            self._sent_heard_at = now  # publishers get the benefit of the doubt at first
+        while self._held:
+            task_id, held = next(iter(self._held.items()))
+            if now - held.since < HOLD_SECONDS and len(self._held) <= HELD_LIMIT:
+                break
+            del self._held[task_id]
+            self._count_held(task_id, held)
+        while self._ended and now - self._ended[0][0] > ENDED_SECONDS:
+            task_id = self._ended.popleft()[1]
+            task = self._tasks.get(task_id)
+            if task is not None and task.final:
+                del self._tasks[task_id]
+
+    def refresh(self, now: float) -> None:
+        """Bring the gauges that depend on the time up to date."""
+        for row in self._rows.values():
+            row.running = 0
+            row.running_since = now
+        for worker in self._workers:
+            for task in worker.running.values():
+                row = task.row
+                row.running += 1
+                row.running_since = min(row.running_since, task.started_at)
+        for row in self._rows.values():
+            row.series.running.set(row.running)
+            row.series.oldest_running.set(round(max(now - row.running_since, 0.0), 3) if row.running else 0)
+        self._exporter.tasks_tracked.set(len(self._tasks))
+
+    # -- events
+
+    def _sent(self, event: Event) -> None:
+        self._sent_heard_at = self._now
+        task = self._tasks.get(event.uuid)
+        queue = self._routes.queue_of_sent(event)
+        row = self._row(event.name or UNKNOWN, queue or UNKNOWN)
+        if task is None:
+            self._exporter.queue_resolution.child("sent" if queue else "unknown").inc()
+            task = self._add(event.uuid, row)
+        retries = event.retries or 0
+        if retries == 0:
+            if task.first_sent:
+                return
+            task.first_sent = True
+        elif retries <= task.sent_retries:
+            return
+        row.series.sent.inc()
+        if retries > task.sent_retries:
+            task.sent_retries = retries
+            task.waits_from = max(event.timestamp, _unix(event.eta))
+            task.next_row = row if row is not task.row else None
+            if retries > task.retries and not task.final:
+                row.queue.unreceived[event.uuid] = task.waits_from
+        held = self._held.pop(event.uuid, None)
+        if held is not None:
+            self._replay(held)
+        elif task.started_at and not task.waited:
+            self._observe_wait(task)
+
+    def _received(self, event: Event) -> None:
+        task = self._find(event)
+        if task is None:
+            return
+        retries = event.retries or 0
+        if retries < task.retries or event.timestamp == task.received_at:
+            return  # told before
+        if retries == task.retries:
+            if not task.requeued:
+                task.row.series.redelivered.inc()
+            self._begin_attempt(event.uuid, task)
+        elif task.retries >= 0:
+            if task.started_at and not task.ended:
+                task.unclosed_start = task.started_at
+            self._begin_attempt(event.uuid, task)
+            if task.next_row is not None:
+                task.row, task.next_row = task.next_row, None
+            task.final = False
+        task.retries = retries
+        task.received_at = event.timestamp
+        task.requeued = False
+        row = task.row
+        row.queue.unreceived.pop(event.uuid, None)
+        row.series.received.inc()
+        worker = self._move_to(event, task)
+        if worker is not None and not task.started_at and not task.ended:
+            worker.reserved[event.uuid] = max(event.timestamp, _unix(event.eta))
+
+    def _begin_attempt(self, task_id: str, task: Task) -> None:
+        self._let_go(task_id, task)
+        task.started_at = 0.0
+        task.ended = False
+        task.waited = False
+
+    def _hear_start(self, event: Event) -> None:
+        """Count the start for the worker at once, also if the event has to wait: its heartbeat is compared with that."""
+        worker = self._workers.get(event.hostname)
+        if worker is not None:
+            worker.starts += 1
+        self._started(event)
+
+    def _started(self, event: Event) -> None:
+        task = self._find(event)
+        if task is None or event.timestamp == task.started_at:
+            return
+        worker = self._move_to(event, task)
+        task.row.queue.unreceived.pop(event.uuid, None)
+        task.row.series.started.inc()
+        task.started_at = event.timestamp
+        if worker is not None:
+            worker.reserved.pop(event.uuid, None)
+            if not task.ended:
+                worker.running[event.uuid] = task
+        if task.waits_from and not task.waited:
+            self._observe_wait(task)
+
+    def _succeeded(self, event: Event) -> None:
+        task = self._find(event)
+        if task is None or not self._end(event.uuid, task):
+            return
+        task.row.series.succeeded.inc()
+        task.row.series.succeeded_at(event.timestamp)
+        if event.runtime is not None:
+            task.row.series.observe_runtime("succeeded", event.runtime)
+
+    def _failed(self, event: Event) -> None:
+        task = self._find(event)
+        if task is None:
+            return
+        raised = exception_class(event.exception, event.traceback)
+        if raised in NOT_FAILURES:
+            self._let_go(event.uuid, task)
+            return
+        if not self._end(event.uuid, task):
+            return
+        series = task.row.series
+        series.failed.inc()
+        series.failed_at(event.timestamp)
+        series.count_exception(self._exceptions.admit(raised))
+        termination = TERMINATIONS.get(raised)
+        if termination is not None:
+            series.count_termination(termination)
+        if task.retries > 0:
+            series.retries_exhausted.inc()
+        if task.started_at and termination != "worker_lost":  # whose death is noticed seconds later
+            series.observe_runtime("failed", event.timestamp - task.started_at)
+
+    def _retried(self, event: Event) -> None:
+        task = self._find(event)
+        if task is None or event.timestamp == task.retried_at:
+            return
+        if task.unclosed_start:
+            started_at, task.unclosed_start = task.unclosed_start, 0.0
+        elif not task.ended:
+            started_at = task.started_at
+            self._let_go(event.uuid, task)
+            task.ended = True
+        else:
+            return
+        task.retried_at = event.timestamp
+        series = task.row.series
+        series.retried.inc()
+        series.count_retry_exception(self._exceptions.admit(exception_class(event.exception, event.traceback)))
+        if started_at:
+            series.observe_runtime("retried", event.timestamp - started_at)
+
+    def _revoked(self, event: Event) -> None:
+        task = self._find(event)
+        if task is not None and self._end(event.uuid, task):
+            task.row.series.count_revoked(
+                "expired" if event.expired else "terminated" if event.terminated else "revoked"
+            )
+
+    def _rejected(self, event: Event) -> None:
+        task = self._find(event)
+        if task is None:
+            return
+        if event.requeue:
+            self._let_go(event.uuid, task)
+            if not task.requeued:
+                task.requeued = True
+                task.row.series.count_rejected(requeue=True)
+        elif self._end(event.uuid, task):
+            task.row.series.count_rejected(requeue=False)
+
+    def _cancelled(self, event: Event) -> None:
+        task = self._find(event)
+        if task is not None:
+            self._let_go(event.uuid, task)
+
+    # -- records
+
+    def _find(self, event: Event) -> Task | None:
+        """Return the task's record; None when the event was put aside until its ``task-sent`` comes."""
+        task = self._tasks.get(event.uuid)
+        if task is not None:
+            return task
+        held = self._held.get(event.uuid)
+        if held is not None:
+            held.events.append(event)
+            return None
+        if self._sent_heard_at is not None and self._now - self._sent_heard_at < SENT_EXPECTED_SECONDS:
+            self._held[event.uuid] = Held(self._now, [event])
+            return None
+        return self._adopt(event.uuid, event.name, event.hostname)
+
+    def _count_held(self, task_id: str, held: Held) -> None:
+        name = next((event.name for event in held.events if event.name), None)
+        self._adopt(task_id, name, held.events[0].hostname)
+        self._replay(held)
+
+    def _replay(self, held: Held) -> None:
+        for event in held.events:
+            self._counters[event.type](event)
+
+    def _adopt(self, task_id: str, name: str | None, worker_name: str) -> Task:
+        """Make a record for a task that nobody told us was sent; its queue is the worker's only one, or unknown."""
+        worker = self._workers.get(worker_name)
+        if worker is not None and len(worker.queues) == 1:
+            source, queue = "worker", worker.queues[0].name
+        else:
+            source, queue = "unknown", UNKNOWN
+        self._exporter.queue_resolution.child(source).inc()
+        return self._add(task_id, self._row(name or UNKNOWN, queue))
+
+    def _row(self, name: str, queue_name: str) -> Row:
+        name = self._names.admit(name)
+        queue = self._queues.get(queue_name)
+        row = self._rows.get((name, queue.name))
+        if row is None:
+            row = self._rows[name, queue.name] = Row(TaskSeries(self._metrics, name, queue.name), queue)
+        return row
+
+    def _add(self, task_id: str, row: Row) -> Task:
+        if len(self._tasks) >= self._limit:
+            self._evict()
+        task = self._tasks[task_id] = Task(row)
+        return task
+
+    def _evict(self) -> None:
+        """Drop the oldest records, and say how many. What comes of those tasks later counts as unknown."""
+        count = max(1, int(self._limit * EVICTED_SHARE))
+        for task_id in list(islice(self._tasks, count)):
+            self._drop(task_id)
+        self._exporter.tasks_evicted.inc(count)
+
+    def _drop(self, task_id: str) -> None:
+        task = self._tasks.pop(task_id)
+        self._let_go(task_id, task)
+        task.row.queue.unreceived.pop(task_id, None)
+        if task.next_row is not None:
+            task.next_row.queue.unreceived.pop(task_id, None)
+
+    def _move_to(self, event: Event, task: Task) -> Worker | None:
+        worker = task.worker
+        if worker is None or worker.name != event.hostname:
+            self._let_go(event.uuid, task)
+            worker = task.worker = self._workers.get(event.hostname)
+        if worker is not None:
+            worker.sends_task_events = True
+        return worker
+
+    def _let_go(self, task_id: str, task: Task) -> None:
+        """The worker does not hold the task any more."""
+        if task.worker is not None:
+            task.worker.running.pop(task_id, None)
+            task.worker.reserved.pop(task_id, None)
+
+    def _end(self, task_id: str, task: Task) -> bool:
+        """End the task for good; return False when its outcome was counted before."""
+        self._let_go(task_id, task)
+        task.row.queue.unreceived.pop(task_id, None)
+        task.ended = True
+        if task.final:
+            return False
+        task.final = True
+        self._ended.append((self._now, task_id))
+        return True
+
+    def _observe_wait(self, task: Task) -> None:
+        if task.sent_retries == max(task.retries, 0):
+            task.waited = True
+            wait = max(task.started_at - task.waits_from, 0.0)
+            task.row.series.queue_wait.observe(wait)
+            task.row.queue.count_wait(wait)
+
+    # -- what workers say when asked
+
+    def take_active(self, worker_name: str, active: ActiveTask) -> None:
+        """Learn name and queue of a task that a worker holds, if no event told: it came before we listened."""
+        if active.task_id in self._tasks:
+            return
+        queue = self._routes.queue_of(active.exchange, active.routing_key)
+        self._exporter.queue_resolution.child("inspect" if queue else "unknown").inc()
+        task = self._add(active.task_id, self._row(active.name, queue or UNKNOWN))
+        worker = task.worker = self._workers.get(worker_name)
+        if worker is None:
+            return
+        if active.started_at is not None:
+            task.started_at = active.started_at
+            worker.running[active.task_id] = task
+        else:
+            worker.reserved[active.task_id] = self._now
+        held = self._held.pop(active.task_id, None)
+        if held is not None:
+            self._replay(held)
+
+    def let_go_silently(self, worker: Worker, task_ids: list[str]) -> None:
+        """These tasks ended without an event: ignored, or the event was lost. They have no outcome to count."""
+        for task_id in task_ids:
+            task = self._tasks.get(task_id)
+            if task is None:
+                worker.running.pop(task_id, None)
+                worker.reserved.pop(task_id, None)
+            else:
+                self._let_go(task_id, task)
+                task.ended = True
+                if not task.final:
+                    task.final = True
+                    self._ended.append((self._now, task_id))
+
+    def count_lost(self, worker: Worker, before: float) -> None:
+        """
+        Count what *worker* was running and had started *before* it vanished.
+
+        What it had only reserved is not lost: the broker delivers it again, and its record waits for that.
+        """
+        for task_id, task in list(worker.running.items()):
+            if task.started_at <= before:
+                task.row.series.lost.inc()
+                self.let_go_silently(worker, [task_id])
+
+
+def _unix(eta: str | None) -> float:
+    """Return an ISO 8601 time as Unix time, 0 for None or what is no time. Without an offset it is UTC, Celery's default."""
+    if eta is None:
+        return 0.0
+    try:
+        moment = datetime.fromisoformat(eta)
+    except ValueError:
+        return 0.0
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,297 @@
+"""
+Workers: alive or not, how busy, and how many events of theirs we missed.
+
+A worker is alive while something fresh is heard from it. The clock for that stands still while the broker is away: a
+silence in which nobody could be heard says nothing about the workers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from ..events import Event
+from ..metrics.workers import LOAD_PERIODS, WorkerMetrics
+from ..readings import ConsumedQueue, WorkerReading
+
+if TYPE_CHECKING:
+    from .tasks import Task
+
+#: Celery's own interval between heartbeats, in seconds, until the worker tells another.
+HEARTBEAT_SECONDS: Final = 2.0
+
+#: Seconds added to two intervals before a worker counts as gone: a slow tick, a slow broker, our own reading interval.
+MARGIN_SECONDS: Final = 5.0
+
+#: How long the series of a worker stay after its last heartbeat; longer than any alert that is about it takes to fire.
+KEEP_SECONDS: Final = 7200.0
+
+#: Heartbeats over which the clock skew is taken: messages are only ever late, so the largest difference is the truest.
+SKEW_SAMPLES: Final = 8
+
+#: Heartbeats over which a worker's count is compared with ours, and found silent: events overtake each other a little.
+SETTLING_HEARTBEATS: Final = 2
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One node, ``name@host``."""
+
+    name: str
+    freq: float = HEARTBEAT_SECONDS
+    pid: int | None = None
+    #: How many processes we have seen answer to the name.
+    boots: int = 0
+    #: Time up to which it counts as alive, by our clock and without the times when the broker was away.
+    alive_until: float = 0.0
+    was_alive: bool = False
+    last_heartbeat: float | None = None
+    graceful: bool = False
+    version: str = ""
+    pool: str = ""
+    #: Version and pool that ``celery_worker_info`` shows.
+    shown_info: tuple[str, str] | None = None
+    slots: int = 0
+    queues: tuple[ConsumedQueue, ...] = ()
+    #: Held by this worker and not started: received, waiting for a slot or for their ETA. Value: Unix time from which
+    #: they could start.
+    reserved: dict[str, float] = field(default_factory=dict)
+    running: dict[str, Task] = field(default_factory=dict)
+    #: Starts we saw since ``counted_from``, which was the worker's own count then.
+    starts: int = 0
+    counted_from: int | None = None
+    processed: int = 0
+    #: How many of the worker's starts we did not see, at its last heartbeats. Events overtake each other: the least is true.
+    unseen: deque[int] = field(default_factory=lambda: deque(maxlen=SETTLING_HEARTBEATS))
+    #: ``unseen`` before the gap that is being measured; None while there is none.
+    unseen_before_gap: int | None = None
+    sends_task_events: bool | None = None
+    #: Starts seen by the last heartbeat, and the heartbeats since in which the worker counted starts and we saw none.
+    starts_at_heartbeat: int = 0
+    silent_heartbeats: int = 0
+    scheduled: int | None = None
+    differences: deque[float] = field(default_factory=lambda: deque(maxlen=SKEW_SAMPLES))
+
+    def is_alive(self, now: float) -> bool:
+        """Say whether its heartbeats are fresh; a worker of which we never heard one is not."""
+        return self.alive_until > now and not self.graceful
+
+
+class Workers:
+    """All workers of one broker."""
+
+    def __init__(self, metrics: WorkerMetrics, limit: int) -> None:
+        self._metrics = metrics
+        self._limit = limit
+        self._workers: dict[str, Worker] = {}
+        self._deaf_since: float | None = None
+        #: Workers not tracked because there were too many.
+        self.refused = 0
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._workers.values())
+
+    def get(self, name: str) -> Worker | None:
+        """Return the worker, made known if it was not; None past the limit."""
+        worker = self._workers.get(name)
+        if worker is None:
+            if len(self._workers) >= self._limit:
+                self.refused += 1
+                return None
+            worker = self._workers[name] = Worker(name)
+        return worker
+
+    def clock(self, now: float) -> float:
+        """Return the time by which liveness is judged: it stands while the broker is away."""
+        return now if self._deaf_since is None else self._deaf_since
+
+    def broker_lost(self, now: float) -> None:
+        """From *now* on nobody can be heard."""
+        if self._deaf_since is None:
+            self._deaf_since = now
+
+    def broker_found(self, now: float, *, gap: bool) -> None:
+        """Workers can be heard again; with a *gap*, what they said meanwhile is gone."""
+        if self._deaf_since is not None:
+            for worker in self._workers.values():
+                if worker.alive_until > self._deaf_since:
+                    worker.alive_until += now - self._deaf_since
+            self._deaf_since = None
+        if gap:
+            for worker in self._workers.values():
+                if worker.unseen:
+                    worker.unseen_before_gap = min(worker.unseen)
+                    worker.unseen.clear()
+
+    def heartbeat(self, worker: Worker, event: Event, now: float, *, live: bool) -> int:
+        """
+        Take in ``worker-heartbeat`` or ``worker-online``; return how many starts were lost in a gap that this one closes.
+
+        Not *live* are events that waited for us in a queue: then the worker's own clock tells how old they are. A reply
+        to a broadcast heartbeat has no ``active``, ``processed`` and ``loadavg``: it says nothing about them.
+        """
+        if event.type == "worker-online" or (event.pid is not None and worker.pid not in (None, event.pid)):
+            self._booted(worker)
+        worker.pid = event.pid if event.pid is not None else worker.pid
+        if event.freq is not None and 0 < event.freq < KEEP_SECONDS and event.processed is not None:
+            worker.freq = event.freq
+        worker.graceful = False
+        worker.version = event.sw_ver or worker.version
+        heard_at = now if live else min(now, event.timestamp)
+        worker.alive_until = max(worker.alive_until, heard_at + 2 * worker.freq + MARGIN_SECONDS)
+        worker.last_heartbeat = max(worker.last_heartbeat or 0.0, heard_at)
+        if live:
+            worker.differences.append(event.timestamp - now)
+        self._show_load(worker, event)
+        return 0 if event.processed is None else self._compare(worker, event.processed)
+
+    def offline(self, worker: Worker) -> None:
+        """Take in ``worker-offline``: it finished what it had and said goodbye."""
+        worker.graceful = True
+        worker.reserved.clear()
+
+    def take(self, reading: WorkerReading) -> None:
+        """Take in a worker's answers to ``inspect``."""
+        worker = self.get(reading.worker)
+        if worker is None:
+            return
+        worker.pool = reading.pool or worker.pool
+        worker.scheduled = reading.scheduled
+        if reading.queues is not None:
+            worker.queues = reading.queues
+        metrics, name = self._metrics, worker.name
+        if reading.slots is not None:
+            worker.slots = reading.slots
+            metrics.slots.child(name).set(reading.slots)
+        if reading.processed is not None and worker.last_heartbeat is None:
+            metrics.tasks_processed.child(name).rise_to(reading.processed)
+        if reading.main_max_memory_bytes is not None:
+            metrics.main_max_memory.child(name).set(reading.main_max_memory_bytes)
+        if reading.main_cpu_seconds is not None:
+            metrics.main_cpu.child(name).rise_to(reading.main_cpu_seconds)
+
+    def consumers(self, now: float) -> dict[str, tuple[int, int]]:
+        """Return, for each queue, how many living workers consume it and their slots together."""
+        found: dict[str, tuple[int, int]] = {}
+        clock = self.clock(now)
+        for worker in self._workers.values():
+            if worker.is_alive(clock):
+                for queue in worker.queues:
+                    count, slots = found.get(queue.name, (0, 0))
+                    found[queue.name] = (count + 1, slots + worker.slots)
+        return found
+
+    def refresh(self, now: float) -> None:
+        """Bring what depends on the time up to date, and forget workers that have been gone for long."""
+        clock = self.clock(now)
+        for worker in list(self._workers.values()):
+            if worker.last_heartbeat is not None:
+                if now - worker.last_heartbeat > KEEP_SECONDS:
+                    self._forget(worker)
+                    continue
+                self._show_life(worker, worker.last_heartbeat, clock)
+            due = sum(1 for eta in worker.reserved.values() if eta <= now)
+            scheduled = worker.scheduled if worker.scheduled is not None else len(worker.reserved) - due
+            self._metrics.tasks_reserved.child(worker.name).set(due)
+            self._metrics.tasks_scheduled.child(worker.name).set(scheduled if worker.is_alive(clock) else 0)
+
+    def summary(self, now: float) -> list[dict[str, Any]]:
+        """Return a row per worker for the status page, by name."""
+        clock = self.clock(now)
+        return [
+            {
+                "worker": name,
+                "state": "up" if worker.is_alive(clock) else "stopped" if worker.graceful else "gone",
+                "pool": worker.pool,
+                "version": worker.version,
+                "slots": worker.slots,
+                "running": len(worker.running),
+            }
+            for name, worker in sorted(self._workers.items())
+        ]
+
+    def just_gone(self, now: float) -> list[Worker]:
+        """Return the workers that were alive when last asked and are not any more."""
+        clock = self.clock(now)
+        gone = []
+        for worker in self._workers.values():
+            alive = worker.is_alive(clock)
+            if worker.was_alive and not alive:
+                gone.append(worker)
+            worker.was_alive = alive
+        return gone
+
+    def _booted(self, worker: Worker) -> None:
+        """A new process answers to the name: its count begins at 0."""
+        worker.boots += 1
+        worker.reserved.clear()
+        worker.starts = worker.starts_at_heartbeat = worker.silent_heartbeats = worker.processed = 0
+        worker.counted_from = 0
+        worker.unseen.clear()
+        if worker.unseen_before_gap is not None:
+            worker.unseen_before_gap = 0
+        worker.scheduled = None
+        worker.differences.clear()
+
+    def _compare(self, worker: Worker, processed: int) -> int:
+        """Hold the worker's count of starts against ours."""
+        if worker.counted_from is None or processed < worker.processed:
+            worker.counted_from = processed - worker.starts
+        self._judge_silence(worker, processed)
+        worker.processed = processed
+        worker.unseen.append(processed - worker.counted_from - worker.starts)
+        before = worker.unseen_before_gap
+        if before is None or len(worker.unseen) < SETTLING_HEARTBEATS:
+            return 0
+        worker.unseen_before_gap = None
+        return max(min(worker.unseen) - before, 0)
+
+    @staticmethod
+    def _judge_silence(worker: Worker, processed: int) -> None:
+        """Starts that the worker counts and nobody hears of mean that its task events are off."""
+        if worker.starts != worker.starts_at_heartbeat:
+            worker.silent_heartbeats = 0
+        elif processed > worker.processed or worker.silent_heartbeats:
+            worker.silent_heartbeats += 1
+            if worker.silent_heartbeats > SETTLING_HEARTBEATS:
+                worker.sends_task_events = False
+        worker.starts_at_heartbeat = worker.starts
+
+    def _show_load(self, worker: Worker, event: Event) -> None:
+        metrics, name = self._metrics, worker.name
+        if event.active is not None:
+            metrics.tasks_active.child(name).set(event.active)
+        if event.processed is not None:
+            metrics.tasks_processed.child(name).rise_to(event.processed)
+        if event.loadavg is not None:
+            for period, load in zip(LOAD_PERIODS, event.loadavg, strict=True):
+                metrics.load_average.child(name, period).set(load)
+
+    def _show_life(self, worker: Worker, last_heartbeat: float, clock: float) -> None:
+        metrics, name = self._metrics, worker.name
+        alive = worker.is_alive(clock)
+        metrics.up.child(name).set(int(alive))
+        metrics.last_heartbeat.child(name).set(round(last_heartbeat, 3))
+        metrics.shutdown_graceful.child(name).set(int(worker.graceful))
+        if not alive:
+            metrics.tasks_active.child(name).set(0)
+        if worker.sends_task_events is not None:
+            metrics.task_events_enabled.child(name).set(int(worker.sends_task_events))
+        if worker.differences:
+            metrics.clock_skew.child(name).set(round(max(worker.differences), 3))
+        info = (worker.version, worker.pool)
+        if worker.shown_info != info:
+            self._forget_info(worker)
+            worker.shown_info = info
+        metrics.info.child(name, *info).set(1)
+
+    def _forget_info(self, worker: Worker) -> None:
+        if worker.shown_info is not None:
+            self._metrics.info.remove(worker.name, *worker.shown_info)
+
+    def _forget(self, worker: Worker) -> None:
+        self._forget_info(worker)
+        self._metrics.forget(worker.name)
+        del self._workers[worker.name]
