@@ -23,7 +23,7 @@ from tests.servers.prometheus import PrometheusServer
 from tests.servers.proxy import FaultProxy
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer
-from tests.servers.workers import Client, Worker
+from tests.servers.workers import Beat, Client, Worker
 
 
 def no_retry() -> Retry:
@@ -64,6 +64,35 @@ def test_worker_can_be_killed_and_restarted(
     worker.restart()
     client = make_client(redis_broker.url)
     assert client.wait(client.send("noop")) == ["SUCCESS"]
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_worker_runs_on_other_pools_and_queues(
+    pool: str, redis_broker: Broker, start_worker: Callable[..., Worker], make_client: Callable[..., Client]
+) -> None:
+    worker = start_worker(redis_broker.url, name="other@host", pool=pool, queues=["celery", "mail"])
+    client = make_client(redis_broker.url)
+    assert client.wait(client.send("send_mail"), client.send("noop")) == ["SUCCESS", "SUCCESS"]
+    worker.stop_cold()
+    assert not worker.is_running
+
+
+@pytest.mark.redis
+def test_redis_priorities_are_lists_of_their_own(redis_broker: Broker, make_client: Callable[..., Client]) -> None:
+    client = make_client(redis_broker.url, broker_transport_options={"priority_steps": [0, 5, 9]})
+    for priority in (0, 5, 5):
+        client.send("noop", priority=priority)
+    with redis.Redis.from_url(redis_broker.url) as connection:
+        assert connection.llen("celery") == 1
+        assert connection.llen("celery\x06\x165") == 2
+
+
+def test_beat_publishes_its_schedule(broker: Broker, tmp_path: Path, start_worker: Callable[..., Worker]) -> None:
+    schedule = {"often": {"task": "sample.noop", "schedule": 0.2}}
+    worker = start_worker(broker.url)
+    with Beat(broker.url, tmp_path, schedule) as beat:
+        wait_until(lambda: b"Task sample.noop" in worker.log.read_bytes(), message=beat.log_tail())
 
 
 @pytest.mark.redis
