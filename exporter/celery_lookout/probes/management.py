@@ -25,6 +25,12 @@ _BODY_LIMIT = 16 * 1024 * 1024
 #: Columns asked for; without them a queue takes 2 KB instead of 150 bytes.
 _COLUMNS = "name,messages_ready,messages_unacknowledged,head_message_timestamp,exclusive"
 
+#: What to change, by HTTP status. RabbitMQ answers 401 to wrong credentials and to users without a tag alike.
+_REFUSALS = {
+    401: "wrong user or password, or the user lacks the tag 'monitoring'",
+    403: "the user may not see virtual host {vhost!r}",
+}
+
 #: Ports of the management plugin, plain and TLS.
 _PORT, _TLS_PORT = 15672, 15671
 
@@ -90,8 +96,8 @@ class Management:
             status, body = self._get(target)
         except (OSError, http.client.HTTPException) as error:
             raise ProbeFailed(self._message(f"no answer ({str(error) or type(error).__name__})")) from None
-        if status in (401, 403):
-            raise ProbeFailed(self._message("access refused: give the user the tag 'monitoring' and the virtual host"))
+        if status in _REFUSALS:
+            raise ProbeFailed(self._message(_REFUSALS[status].format(vhost=self.vhost)))
         if status != 200:
             raise ProbeFailed(self._message(f"HTTP status {status} for virtual host {self.vhost!r}"))
         if len(body) > _BODY_LIMIT:

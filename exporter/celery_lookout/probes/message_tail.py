@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-from math import isfinite
 from typing import Any
 
 from ..readings import QueueHead
@@ -63,4 +62,5 @@ def _task_id(value: object) -> str | None:
 def _plausible(value: object, now: float) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if isfinite(value) and 0 < value <= now + _FUTURE_SECONDS else None
+    # Not a number and the infinities fail the comparison, too.
+    return float(value) if 0 < value <= now + _FUTURE_SECONDS else None

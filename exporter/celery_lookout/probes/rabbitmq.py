@@ -56,16 +56,14 @@ class RabbitProbe:
         Raises BrokerUnavailable when RabbitMQ does not answer. Trouble with the management API is no failure: its
         fields are None and ``management_problem`` says why.
         """
-        rows = self._rows()
         names = list(dict.fromkeys(queue_names))
-        return self._session.call(lambda _: self._collect(names, rows))
-
-    def _collect(self, names: Collection[str], rows: Mapping[str, QueueRow] | None) -> BrokerReading:
-        queues = [self._read(name, rows.get(name) if rows else None) for name in names]
-        delayed = _delayed(rows) if rows is not None else self._delayed_by_declaring()
-        return BrokerReading(
-            read_at=self._clock(), queues=tuple(queue for queue in queues if queue is not None), delayed=delayed
-        )
+        # AMQP first: when RabbitMQ hangs, its management API need not be waited for as well.
+        declared = self._session.call(lambda _: {name: found for name in names if (found := self._declare(name))})
+        read_at = self._clock()
+        rows = self._rows()
+        delayed = self._session.call(lambda _: self._delayed_by_declaring()) if rows is None else _delayed(rows)
+        queues = tuple(_reading(name, found, (rows or {}).get(name)) for name, found in declared.items())
+        return BrokerReading(read_at=read_at, queues=queues, delayed=delayed)
 
     def discover(self) -> frozenset[str]:
         """Return the names of all queues that may hold tasks; none without the management API."""
@@ -89,19 +87,6 @@ class RabbitProbe:
         self.management_problem = None
         return {row.name: row for row in rows}
 
-    def _read(self, name: str, row: QueueRow | None) -> QueueReading | None:
-        declared = self._declare(name)
-        if declared is None:
-            return None
-        ready, consumers = declared.message_count, declared.consumer_count
-        return QueueReading(
-            name=name,
-            ready=ready,
-            unacked=row.messages_unacknowledged if row else None,
-            consumers=consumers,
-            head=_head(row) if row and ready else None,
-        )
-
     def _declare(self, name: str) -> Any:
         """Return the counts of queue *name*, None if it does not exist or belongs to another connection alone."""
         channel = self._session.current_channel
@@ -124,6 +109,16 @@ class RabbitProbe:
                 return None
             total += declared.message_count
         return total
+
+
+def _reading(name: str, declared: Any, row: QueueRow | None) -> QueueReading:
+    return QueueReading(
+        name=name,
+        ready=declared.message_count,
+        unacked=row.messages_unacknowledged if row else None,
+        consumers=declared.consumer_count,
+        head=_head(row) if row and declared.message_count else None,
+    )
 
 
 def _delayed(rows: Mapping[str, QueueRow]) -> int | None:

@@ -66,14 +66,14 @@ class Session:
         try:
             yield self._channel
         except LookoutError:
-            self.close()
+            self._drop()
             raise
         except Exception as error:  # noqa: BLE001 - the edge: kombu lets every driver raise what it likes
             # A refusal closes a channel, or is an answer of Redis; anything else is the connection's fault.
             refused = isinstance(error, self.connection.channel_errors)
             # Redis has a TimeoutError of its own.
             self._timed_out = type(error).__name__ in ("TimeoutError", "timeout")
-            self.close()
+            self._drop()
             text = describe(self.broker, error)
             raise (ProbeFailed(text) if refused else BrokerUnavailable(text)) from None
 
@@ -101,12 +101,24 @@ class Session:
         return self._channel
 
     def close(self) -> None:
-        """Let the connection go, whatever state it is in."""
+        """Take leave of the broker; never raises."""
         connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            with suppress(Exception):  # a broken connection has the right to break while closing
+                connection.release()
+
+    def _drop(self) -> None:
+        """Let a connection go that failed."""
+        connection, channel = self._connection, self._channel
+        self._connection = self._channel = None
         if connection is None:
             return
-        with suppress(Exception):  # a broken connection has the right to break while closing
-            # collect() drops AMQP sockets without waiting for a farewell, which a hung server would never send.
+        with suppress(Exception):
+            # kombu's Redis channel would wait for the answer to the blocking read that it left behind.
+            if (reader := getattr(vars(channel).get("client"), "connection", None)) is not None:
+                reader.disconnect()
+        with suppress(Exception):
+            # Over AMQP this does not wait for the server's farewell, which a hung one never sends.
             connection.collect(socket_timeout=SOCKET_TIMEOUT_SECONDS)
 
     def _open(self) -> None:
@@ -121,7 +133,7 @@ class Session:
             self._connection, self._channel = connection, connection.channel()
         except Exception as error:  # noqa: BLE001 - the same edge
             self._connection = connection
-            self.close()
+            self._drop()
             raise BrokerUnavailable(describe(self.broker, error)) from None
 
 
