@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 from . import __version__
 from .errors import SettingsError
@@ -42,11 +42,12 @@ async def serve(settings: Settings) -> None:
     log.info(
         "serving", extra={"address": str(settings.listen), "path": settings.telemetry_path, "version": __version__}
     )
-    watching = [asyncio.create_task(monitor.run()) for monitor in monitors]
-    await asyncio.wait({*watching, waiting := asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (*watching, waiting):
+    stopping = asyncio.create_task(stop.wait())
+    tasks: list[asyncio.Task[Any]] = [stopping, *(asyncio.create_task(monitor.run()) for monitor in monitors)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
         task.cancel()
-    results = await asyncio.gather(*watching, waiting, return_exceptions=True)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
     await web.stop()
     executor.shutdown(wait=False, cancel_futures=True)
     for result in results:

@@ -60,7 +60,7 @@ class Broker:
         """The URL without user, password or secret query values: fit for logs, pages and errors."""
         return _QUERY_SECRET.sub(r"\1***", _USERINFO.sub("***@", self.url))
 
-    def connection(self, *, heartbeat: float = 0) -> kombu.Connection:
+    def connection(self, *, heartbeat: int = 0) -> kombu.Connection:
         """
         Return an unopened kombu connection, with a limit on every wait.
 
@@ -75,10 +75,5 @@ class Broker:
         elif self.kind == "amqp":
             options.setdefault("read_timeout", SOCKET_TIMEOUT_SECONDS)
             options.setdefault("write_timeout", SOCKET_TIMEOUT_SECONDS)
-        return kombu.Connection(
-            self.url,
-            transport_options=options,
-            ssl=self.ssl or None,
-            heartbeat=heartbeat,
-            connect_timeout=SOCKET_TIMEOUT_SECONDS,
-        )
+        more: dict[str, Any] = {"ssl": self.ssl or None, "connect_timeout": SOCKET_TIMEOUT_SECONDS}
+        return kombu.Connection(self.url, transport_options=options, heartbeat=heartbeat, **more)

@@ -1,8 +1,8 @@
 """
 Every option of ``serve``, in one table, and what the sidecar is made of.
 
-The command line, the ``LOOKOUT_…`` variables, the YAML file and the reference page ``docs/configuration.md`` are all read
-off ``OPTIONS``. Nothing else in the program reads the environment.
+The command line, the ``LOOKOUT_…`` variables, the YAML file and the reference page ``docs/configuration.md`` are all
+read off ``OPTIONS``. Nothing else in the program reads the environment.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ OPTIONS: Final = (
     Option("broker.use-ssl", "JSON object or true, the application's broker_use_ssl, for every broker."),
     Option("broker.event-exchange", "The application's event_exchange.", "celeryev"),
     Option("broker.control-exchange", "The application's control_exchange.", "celery"),
-    Option("broker.accept-msgpack", "Also read msgpack: for applications with event_serializer = msgpack.", False, bool),
+    Option("broker.accept-msgpack", "Also read msgpack, for event_serializer = msgpack.", False, bool),
     Option("web.listen-address", "Address to serve on, host:port; an empty host is every interface.", ":9808"),
     Option("web.telemetry-path", "Path of the metrics.", "/metrics"),
     Option("log.level", "Least severe messages to log.", "info", choices=("debug", "info", "warning", "error")),
     Option("log.format", "Form of the log lines.", "logfmt", choices=("logfmt", "json")),
-    Option("rabbitmq.management-url", "RabbitMQ's management API; by default port 15672 on the broker's host is tried."),
+    Option("rabbitmq.management-url", "RabbitMQ's management API; the default is port 15672 on the broker's host."),
     Option(
         "control.enable-events",
         "Switch task events on in workers that have them off. Costs a worker 0.2 to 0.7 ms per task.",
@@ -72,12 +72,12 @@ OPTIONS: Final = (
     Option("control.interval", "Seconds between two rounds of questions to the workers.", 15.0, float),
     Option("probe.interval", "Seconds between two readings of the queues.", 2.0, float),
     Option("queue", "Queue to show from the start, whether anybody consumes it or not.", many=True),
-    Option("queue.latency-slo", "QUEUE=SECONDS, the longest acceptable wait; shown, counted against and alerted on.", many=True),
+    Option("queue.latency-slo", "QUEUE=SECONDS, the longest acceptable wait.", many=True),
     Option("limit.series", "Most series on the metrics page; what comes after is counted and not shown.", 200_000, int),
-    Option("limit.tasks-in-flight", "Most tasks remembered at a time, some 400 bytes each.", _LIMITS.tasks_in_flight, int),
-    Option("limit.task-names", "Most values of the label task; what comes after is _other.", _LIMITS.task_names, int),
-    Option("limit.queues", "Most values of the label queue; what comes after is _other.", _LIMITS.queues, int),
-    Option("limit.exceptions", "Most values of the label exception; what comes after is _other.", _LIMITS.exceptions, int),
+    Option("limit.tasks-in-flight", "Most tasks remembered, some 400 bytes each.", _LIMITS.tasks_in_flight, int),
+    Option("limit.task-names", "Most values of the label task, then _other.", _LIMITS.task_names, int),
+    Option("limit.queues", "Most values of the label queue, then _other.", _LIMITS.queues, int),
+    Option("limit.exceptions", "Most values of the label exception, then _other.", _LIMITS.exceptions, int),
     Option("limit.workers", "Most workers followed; what comes after is left out.", _LIMITS.workers, int),
 )  # fmt: skip
 
@@ -95,7 +95,7 @@ class ListenAddress:
 
     @classmethod
     def parse(cls, text: str) -> ListenAddress:
-        """Read ``host:port``, ``[::1]:port`` or ``:port``; port 0 is any free one. Raises SettingsError for anything else."""
+        """Read ``host:port``, ``[::1]:port`` or ``:port``; port 0 is any free one. Raises SettingsError otherwise."""
         match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):(\d{1,5})", text)
         if match is None or not int(match[3]) < 65536:
             raise SettingsError(f"--web.listen-address {text!r} is not an address: write for example 127.0.0.1:9808")

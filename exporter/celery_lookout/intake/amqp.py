@@ -97,8 +97,8 @@ class AmqpEvents:
         self._backlog = declared.message_count
         # Without waiting for the answer, so that py-amqp has read nothing that belongs to us.
         channel.basic_consume(QUEUE_NAME, no_ack=False, nowait=True, consumer_tag="celery-lookout")
+        amqp.transport.sock.setblocking(False)
         self._socket = amqp.transport.sock
-        self._socket.setblocking(False)
         # A heartbeat may have come along with the last answer.
         for _ in self._frames.feed(bytes(getattr(amqp.transport, "_read_buffer", b""))):
             pass

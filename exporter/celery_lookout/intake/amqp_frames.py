@@ -1,8 +1,9 @@
 """
 AMQP 0-9-1 frames, as far as a consumer of events needs them.
 
-py-amqp spends twenty microseconds on a delivery, most of it on objects that we do not look at. This reads the bytes of
-``basic.deliver``, its header and its body, and nothing else. Source: the AMQP 0-9-1 specification, sections 2.3 and 4.2.
+py-amqp spends twenty microseconds on a delivery, most of it on objects that we do not look at. This reads the bytes
+of ``basic.deliver``, its header and its body, and nothing else. Source: the AMQP 0-9-1 specification, sections 2.3
+and 4.2.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class FrameReader:
         at, size, end = 0, 0, len(data)
         unpack = _FRAME_HEADER.unpack_from
         while end - at >= 8:  # a frame's header and its end mark
-            kind, channel, size = unpack(data, at)
+            kind, _, size = unpack(data, at)
             stop = at + 7 + size
             if size > _FRAME_MAX:
                 raise BrokerUnavailable("RabbitMQ's event connection is out of step")

@@ -25,7 +25,7 @@ MAX_BATCH: Final = 1000
 #: Bytes up to which a batch with a bad event in it is taken apart to keep the good ones.
 SALVAGE_BYTES: Final = 512 * 1024
 
-#: How far an event's timestamp may be from our clock, in seconds. Buffered events of a worker that was cut off come late.
+#: How far an event's timestamp may be from our clock, in seconds. A worker that was cut off sends its events late.
 OLDEST_SECONDS: Final = 86_400.0
 NEWEST_SECONDS: Final = 3_600.0
 
@@ -34,7 +34,8 @@ MSGPACK_TYPES: Final = frozenset({"application/x-msgpack", "application/msgpack"
 _UTF8: Final = frozenset({"utf-8", "utf8", "UTF-8", "us-ascii", "binary"})
 
 REASONS: Final = (
-    "too_large", "too_many", "compressed", "content_type", "content_encoding", "envelope", "malformed", "field", "timestamp",
+    "too_large", "too_many", "compressed", "content_type", "content_encoding", "envelope", "malformed", "field",
+    "timestamp",
 )  # fmt: skip
 
 _Batch = Annotated[list[Event], Meta(max_length=MAX_BATCH)]
@@ -70,8 +71,10 @@ class EventDecoder:
             msgspec.json.Decoder(list[msgspec.Raw]),
         )
         self._msgpack = (
-            msgspec.msgpack.Decoder(Event | _Batch), msgspec.msgpack.Decoder(Event), msgspec.msgpack.Decoder(list[msgspec.Raw]),
-        )  # fmt: skip
+            msgspec.msgpack.Decoder(Event | _Batch),
+            msgspec.msgpack.Decoder(Event),
+            msgspec.msgpack.Decoder(list[msgspec.Raw]),
+        )
 
     def refuse(self, reason: str, count: int = 1) -> None:
         """Count a message that its reader refused before it had a body: *reason* is one of ``REASONS``."""

@@ -1,5 +1,5 @@
 """
-Events from any other transport that kombu can fan out on: memory, filesystem, MongoDB, Google Pub/Sub, …
+Events from any other transport that kombu can fan out on: memory, filesystem, MongoDB, Google Pub/Sub.
 
 kombu's consumers block, so one thread drains them; a socket pair wakes the event loop as a real socket would.
 """

@@ -87,7 +87,7 @@ class Listener:
             self._source.close()
 
     def drain(self) -> None:
-        """Take in what has come, up to some ten milliseconds of it. Called on wake-ups, and before a scrape is rendered."""
+        """Take in what has come, up to some ten milliseconds of it: on wake-ups, and before a scrape is rendered."""
         if self._failed is None or self._failed.done():
             return
         try:

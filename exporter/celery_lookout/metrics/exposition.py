@@ -18,7 +18,7 @@ from .registry import Registry
 try:
     from isal.isal_zlib import compressobj  # three to ten times faster, when it is there
 except ImportError:
-    from zlib import compressobj
+    from zlib import compressobj  # type: ignore[assignment]  # same call, other annotations
 
 #: Fastest level: exposition text repeats itself so much that more effort gains little.
 _LEVEL: Final = 1

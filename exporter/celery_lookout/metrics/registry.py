@@ -163,7 +163,7 @@ class Family(Generic[Child]):
         return self._child_type(self.name, labels, self._bounds)
 
     def render(self, *, openmetrics: bool) -> Iterator[str]:
-        """Yield the family's text, nothing at all while it has no series. OpenMetrics names a counter without ``_total``."""
+        """Yield the family's text, nothing while it has no series. OpenMetrics names a counter without ``_total``."""
         if self.children:
             name = self.name.removesuffix("_total") if openmetrics and self.kind == "counter" else self.name
             yield f"# HELP {name} {self._help}\n# TYPE {name} {self.kind}\n"

@@ -177,7 +177,7 @@ class Cluster:
         return frozenset(worker.name for worker in self.workers if worker.sends_task_events is False)
 
     def suspects(self) -> dict[str, list[str]]:
-        """Return, for each living worker, the ids of tasks it has held for so long without a word that it should be asked."""
+        """Return, for each living worker, the ids of tasks held so long without a word that it should be asked."""
         found: dict[str, list[str]] = {}
         clock = self.workers.clock(self._now)
         before = self._now - SUSPECT_SECONDS
@@ -202,7 +202,8 @@ class Cluster:
         hints = []
         if silent:
             hints.append(
-                f"No task events from {', '.join(sorted(silent))}: start workers with -E or set worker_send_task_events = True."
+                f"No task events from {', '.join(sorted(silent))}:"
+                " start workers with -E or set worker_send_task_events = True."
             )
         return {
             "queues": self.queues.summary(self._now, consumers),

@@ -69,7 +69,7 @@ class Queue:
         self.heads = heads
 
     def _forget_gone(self, read_at: float) -> None:
-        """Drop tasks that the broker no longer has although nobody received them: purged, expired, or the event was lost."""
+        """Drop tasks that the broker has no more and nobody received: purged, expired, or the event was lost."""
         excess = len(self.unreceived) - (self.ready or 0)
         if excess > 0:
             settled = read_at - SETTLED_SECONDS
@@ -77,7 +77,7 @@ class Queue:
                 del self.unreceived[task_id]
 
     def oldest_age(self, now: float) -> float | None:
-        """Return the age in seconds of the oldest ready message, 0 when the queue is empty, None when it cannot be known."""
+        """Return the age in seconds of the oldest ready message, 0 when there is none, None when it cannot be known."""
         if not self.ready:
             return None if self.ready is None else 0.0
         since = self._oldest_since(now)

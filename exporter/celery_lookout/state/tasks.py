@@ -6,8 +6,8 @@ id. So a record is kept per task, found by id, and every count goes to the (task
 
 Events come late, twice, out of order or never. What makes the counts right all the same:
 
-- An event of a task that we have not seen sent is held for a moment, because ``task-sent`` travels on another connection and
-  can come last. When it comes, or when the moment is over, the held events are counted in their order.
+- An event of a task that we have not seen sent is held for a moment, because ``task-sent`` travels on another
+  connection and can come last. When it comes, or when the moment is over, the held events are counted in their order.
 - An attempt ends once. Celery 5.7 sends two ``task-failed`` for one hard time limit; the second finds the task ended.
 - ``task-received`` of the next attempt can come before ``task-retried`` of the one before, which is then closed late.
 - A task that ended stays known for a while, so that late and doubled events find it.
@@ -71,6 +71,18 @@ class Row:
         self.running_since = 0.0
 
 
+class Attempt(Struct, gc=False):
+    """
+    An attempt that is over, as the next one's ``task-received`` shows, and that some events are still owed for.
+
+    Its ``task-retried``, and even its ``task-started``: the pool process can publish the retry, and the worker receive
+    it, before the worker notices that the process had begun.
+    """
+
+    waits_from: float
+    started_at: float
+
+
 class Task(Struct, gc=False):
     """
     What is known of one task id. Times are Unix times, 0 for "not yet".
@@ -91,13 +103,15 @@ class Task(Struct, gc=False):
     final: bool = False
     #: The next delivery is expected: the worker put the message back.
     requeued: bool = False
-    #: Start of the attempt before, whose ``task-retried`` has not come yet.
-    unclosed_start: float = 0.0
+    #: The attempt before this one, while its ``task-retried`` has not come.
+    before: Attempt | None = None
     retried_at: float = 0.0
     first_sent: bool = False
-    #: The attempt sent last, when it was, and from when it waits (publish time or ETA).
+    #: The attempt sent last.
     sent_retries: int = -1
+    #: From when this attempt waits: publish time or ETA, if later. The next can be sent before this one starts for us.
     waits_from: float = 0.0
+    next_waits_from: float = 0.0
     waited: bool = False
 
 
@@ -203,16 +217,19 @@ class Tasks:
         elif retries <= task.sent_retries:
             return
         row.series.sent.inc()
-        if retries > task.sent_retries:
-            task.sent_retries = retries
-            task.waits_from = max(event.timestamp, _unix(event.eta))
+        task.sent_retries = max(task.sent_retries, retries)
+        waits_from = max(event.timestamp, _unix(event.eta))
+        if retries > max(task.retries, 0):
+            task.next_waits_from = waits_from
             task.next_row = row if row is not task.row else None
-            if retries > task.retries and not task.final:
-                row.queue.unreceived[event.uuid] = task.waits_from
+        elif retries == max(task.retries, 0):
+            task.waits_from = waits_from
+        if retries > task.retries and not task.final:
+            row.queue.unreceived[event.uuid] = waits_from
         held = self._held.pop(event.uuid, None)
         if held is not None:
             self._replay(held)
-        elif task.started_at and not task.waited:
+        else:
             self._observe_wait(task)
 
     def _received(self, event: Event) -> None:
@@ -226,12 +243,12 @@ class Tasks:
             if not task.requeued:
                 task.row.series.redelivered.inc()
             self._begin_attempt(event.uuid, task)
-        elif task.retries >= 0:
-            if task.started_at and not task.ended:
-                task.unclosed_start = task.started_at
+        elif retries > max(task.retries, 0):
+            if task.retries >= 0 and not task.ended:
+                task.before = Attempt(task.waits_from, task.started_at)
             self._begin_attempt(event.uuid, task)
-            if task.next_row is not None:
-                task.row, task.next_row = task.next_row, None
+            task.row, task.next_row = task.next_row or task.row, None
+            task.waits_from, task.next_waits_from = task.next_waits_from, 0.0
             task.final = False
         task.retries = retries
         task.received_at = event.timestamp
@@ -250,7 +267,7 @@ class Tasks:
         task.waited = False
 
     def _hear_start(self, event: Event) -> None:
-        """Count the start for the worker at once, also if the event has to wait: its heartbeat is compared with that."""
+        """Count the start for the worker at once, even if the event has to wait: its heartbeat is compared with it."""
         worker = self._workers.get(event.hostname)
         if worker is not None:
             worker.starts += 1
@@ -260,16 +277,21 @@ class Tasks:
         task = self._find(event)
         if task is None or event.timestamp == task.started_at:
             return
+        task.row.series.started.inc()
+        before = task.before
+        if before is not None and not before.started_at:
+            before.started_at = event.timestamp
+            if before.waits_from:
+                self._count_wait(task.row, before.started_at - before.waits_from)
+            return
         worker = self._move_to(event, task)
         task.row.queue.unreceived.pop(event.uuid, None)
-        task.row.series.started.inc()
         task.started_at = event.timestamp
         if worker is not None:
             worker.reserved.pop(event.uuid, None)
             if not task.ended:
                 worker.running[event.uuid] = task
-        if task.waits_from and not task.waited:
-            self._observe_wait(task)
+        self._observe_wait(task)
 
     def _succeeded(self, event: Event) -> None:
         task = self._find(event)
@@ -306,8 +328,8 @@ class Tasks:
         task = self._find(event)
         if task is None or event.timestamp == task.retried_at:
             return
-        if task.unclosed_start:
-            started_at, task.unclosed_start = task.unclosed_start, 0.0
+        if task.before is not None:
+            started_at, task.before = task.before.started_at, None
         elif not task.ended:
             started_at = task.started_at
             self._let_go(event.uuid, task)
@@ -435,11 +457,16 @@ class Tasks:
         return True
 
     def _observe_wait(self, task: Task) -> None:
-        if task.sent_retries == max(task.retries, 0):
+        """Count how long the attempt waited, once both of its ends are known."""
+        if task.waits_from and task.started_at and not task.waited:
             task.waited = True
-            wait = max(task.started_at - task.waits_from, 0.0)
-            task.row.series.queue_wait.observe(wait)
-            task.row.queue.count_wait(wait)
+            self._count_wait(task.row, task.started_at - task.waits_from)
+
+    @staticmethod
+    def _count_wait(row: Row, seconds: float) -> None:
+        wait = max(seconds, 0.0)
+        row.series.queue_wait.observe(wait)
+        row.queue.count_wait(wait)
 
     # -- what workers say when asked
 
@@ -489,7 +516,7 @@ class Tasks:
 
 
 def _unix(eta: str | None) -> float:
-    """Return an ISO 8601 time as Unix time, 0 for None or what is no time. Without an offset it is UTC, Celery's default."""
+    """Return an ISO 8601 time as Unix time, 0 for what is none. Without an offset it is UTC, Celery's default."""
     if eta is None:
         return 0.0
     try:

@@ -63,7 +63,7 @@ class Worker:
     starts: int = 0
     counted_from: int | None = None
     processed: int = 0
-    #: How many of the worker's starts we did not see, at its last heartbeats. Events overtake each other: the least is true.
+    #: How many of its starts we did not see, at the last heartbeats. Events overtake each other: the least is true.
     unseen: deque[int] = field(default_factory=lambda: deque(maxlen=SETTLING_HEARTBEATS))
     #: ``unseen`` before the gap that is being measured; None while there is none.
     unseen_before_gap: int | None = None
@@ -127,7 +127,7 @@ class Workers:
 
     def heartbeat(self, worker: Worker, event: Event, now: float, *, live: bool) -> int:
         """
-        Take in ``worker-heartbeat`` or ``worker-online``; return how many starts were lost in a gap that this one closes.
+        Take in ``worker-heartbeat`` or ``worker-online``; return the starts lost in a gap that this one closes.
 
         Not *live* are events that waited for us in a queue: then the worker's own clock tells how old they are. A reply
         to a broadcast heartbeat has no ``active``, ``processed`` and ``loadavg``: it says nothing about them.

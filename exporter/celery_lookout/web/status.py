@@ -12,8 +12,9 @@ from ..monitor import Monitor
 _STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1f2933 }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem } small { color: #6b7785; font-weight: normal }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e4e8ec }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums } .bad { color: #b42318 } .good { color: #18794e }
+table { border-collapse: collapse; width: 100% } .bad { color: #b42318 } .good { color: #18794e }
+th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e4e8ec }
+td.number { font-variant-numeric: tabular-nums }
 @media (prefers-color-scheme: dark) { body { background: #14181d; color: #d8dee6 } th, td { border-color: #2b323b } }
 """
 
@@ -36,7 +37,8 @@ def page(content: Mapping[str, Any], telemetry_path: str) -> str:
     brokers = "".join(_broker_section(broker) for broker in content["brokers"])
     return (
         "<!DOCTYPE html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>celery-lookout</title><style>{_STYLE}</style><h1>celery-lookout <small>{escape(content['version'])}</small></h1>"
+        f"<title>celery-lookout</title><style>{_STYLE}</style>"
+        f"<h1>celery-lookout <small>{escape(content['version'])}</small></h1>"
         f"<p><a href='{escape(telemetry_path)}'>metrics</a> · <a href='/api/v1/status'>this page as JSON</a> · "
         "<a href='/-/healthy'>healthy</a> · <a href='/-/ready'>ready</a></p>" + brokers
     )
@@ -73,7 +75,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     if value is None:
-        return "<td>–</td>"
+        return "<td>-</td>"
     if isinstance(value, int | float):
         return f"<td class=number>{value:,}</td>"
     return f"<td>{escape(str(value))}</td>"
