@@ -85,7 +85,7 @@ def test_old_workers_are_understood(
     client, probe = make_client(redis_broker.url), make_probe(redis_broker.url)
     running, later = client.send("sleep", 60), client.send("noop", countdown=600)
     wait_until(lambda: probe.active(["worker@host"]))
-    assert probe.held("worker@host", [running.id, later.id, "unknown"]) == {running.id, later.id}
+    wait_until(lambda: probe.held("worker@host", [running.id, later.id, "unknown"]) == {running.id, later.id})
     (reading,) = probe.collect(["worker@host"])
     assert (reading.pool, reading.slots, reading.scheduled, reading.processed) == ("prefork", 1, 1, 1)
     assert probe.enable_events("worker@host") is True
@@ -104,9 +104,12 @@ def test_a_pool_that_grew_is_seen_to_have_grown(
     redis_broker: conftest.Broker, make_probe: MakeProbe, start_worker: StartWorker, make_client: MakeClient
 ) -> None:
     start_worker(redis_broker.url, concurrency=2)
-    print(make_client(redis_broker.url).control("pool_grow", arguments={"n": 2}))
-    (reading,) = make_probe(redis_broker.url).collect(["worker@host"])
-    assert (reading.slots, reading.scheduled) == (4, 0)
+    probe = make_probe(redis_broker.url)
+    assert probe.collect(["worker@host"])[0].slots == 2
+    make_client(redis_broker.url).control("pool_grow", arguments={"n": 2})
+    # The processes come with the pool's next upkeep, seconds later.
+    wait_until(lambda: probe.collect(["worker@host"])[0].slots == 4)
+    assert probe.collect(["worker@host"])[0].scheduled == 0
 
 
 @pytest.mark.redis

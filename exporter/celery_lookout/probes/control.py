@@ -83,14 +83,15 @@ class ControlProbe:
 
         Raises ProbeFailed when it does not answer: not knowing is not the same as holding none.
         """
-        ids = list(dict.fromkeys(task_ids))
+        ordered, asked = sorted(task_ids), set(task_ids)
         held: set[str] = set()
-        for start in range(0, len(ids), _IDS_PER_QUESTION):
-            asked = ids[start : start + _IDS_PER_QUESTION]
-            answers = self._ask("query_task", dict[str, msgspec.Raw], {"ids": asked}, workers=[worker])
-            if worker not in answers:
-                raise ProbeFailed(f"worker {worker} did not say which tasks it holds within {ANSWER_SECONDS:g} s")
-            held.update(answers[worker].keys() & set(asked))
+        for start in range(0, len(ordered), _IDS_PER_QUESTION):
+            arguments = {"ids": ordered[start : start + _IDS_PER_QUESTION]}
+            held |= asked & self._ask_one(worker, "query_task", dict[str, msgspec.Raw], arguments).keys()
+        if held != asked:
+            # Before Celery 5.7 query_task does not know the tasks that wait for their ETA.
+            scheduled = self._ask_one(worker, "scheduled", tuple[replies.Scheduled, ...])
+            held |= asked & {entry.request.id for entry in scheduled}
         return held
 
     def enable_events(self, worker: str) -> bool:
@@ -112,6 +113,13 @@ class ControlProbe:
     def close(self) -> None:
         """Delete the reply queue and close the connection; the probe can be used again."""
         self._pidbox.close()
+
+    def _ask_one(self, worker: str, command: str, shape: type[T], arguments: Mapping[str, object] | None = None) -> T:
+        """Return the answer of *worker*. Raises ProbeFailed when there is none, or it is not fit to be read."""
+        answers = self._ask(command, shape, arguments, workers=[worker])
+        if worker not in answers:
+            raise ProbeFailed(f"worker {worker} did not answer {command!r} within {ANSWER_SECONDS:g} s")
+        return answers[worker]
 
     def _ask(
         self,

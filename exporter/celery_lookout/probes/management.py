@@ -67,7 +67,7 @@ class Management:
         *url*.
         """
         connection = broker.connection()
-        secure = bool(connection.ssl)
+        secure = bool(connection.ssl) or broker.url.startswith("amqps://")
         default = f"https://{_host(connection)}:{_TLS_PORT}" if secure else f"http://{_host(connection)}:{_PORT}"
         try:
             parts = urlsplit(url or default)

@@ -143,6 +143,12 @@ class Task(msgspec.Struct, frozen=True):
     time_start: Number | None = None
 
 
+class Scheduled(msgspec.Struct, frozen=True):
+    """One element of the answer to ``scheduled``."""
+
+    request: Task
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """The answer to a command that does something: one of the two."""
 
