@@ -1,7 +1,7 @@
 # The front door. Needs python3 (3.11 or newer) with venv, make and git; everything else is fetched and checked by hash.
 
 PYTHON ?= python3
-# What pytest is given: make test ARGS="tests/test_packaging.py -x"
+# What pytest or the benchmarks are given: make test ARGS="tests/test_packaging.py -x"
 ARGS ?=
 
 BIN := .venv/bin
@@ -9,7 +9,7 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := pyproject.toml signals/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format check requirements image-test clean .venv
+.PHONY: help demo test lint format check bench requirements image-test clean .venv
 
 help:  ## say what there is
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /make \1\t/' | expand -t 20
@@ -32,6 +32,9 @@ format: .venv  ## rewrite the code as the formatter wants it
 
 check: lint  ## lint, and a second opinion on the types
 	$(BIN)/pyright
+
+bench: .venv  ## what the sidecar costs, on this machine: make bench ARGS="ingest --broker redis"
+	$(BIN)/python -m benchmarks $(ARGS)
 
 .venv: .venv/.made  ## everything a contributor needs
 

@@ -1,0 +1,93 @@
+"""
+Measure the sidecar. See README.md beside this file.
+
+    python -m benchmarks ingest --broker redis --rates 1000,10000,50000,0 --rounds 3 [--compare PYTHON]
+    python -m benchmarks idle --broker redis
+    python -m benchmarks scrapes
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.servers.process import guardian
+from tests.servers.rabbitmq import RabbitServer
+from tests.servers.redis import RedisServer
+
+from . import exporters, ingest, scrapes
+from .stream import Load
+
+#: At full speed: what Redis keeps for a subscriber (32 MiB) before it closes its connection.
+BURST = 40_000
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the sidecar.")
+    parser.add_argument("what", nargs="*", default=[], help="of ingest, idle, scrapes; all of them by default")
+    parser.add_argument("--broker", choices=("redis", "rabbitmq"), action="append", help="default: both")
+    parser.add_argument("--rates", default="1000,10000,50000,0", help="events per second; 0 is full speed")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a run at a fixed rate")
+    parser.add_argument("--rounds", type=int, default=3, help="variants alternate; the medians are shown")
+    parser.add_argument(
+        "--compare", metavar="PYTHON", help="of an environment with prometheus-exporter-celery, to measure that too"
+    )
+    options = parser.parse_args()
+    what = options.what or ["ingest", "idle", "scrapes"]
+    if "scrapes" in what:
+        _table(asdict(scrapes.measure(target)) for target in (1_000, 10_000, 100_000))
+    for name in options.broker or ("redis", "rabbitmq"):
+        if {"ingest", "idle"} & set(what):
+            with tempfile.TemporaryDirectory() as folder:
+                _measure_broker(name, Path(folder), what, options)
+    guardian.dismiss()
+
+
+def _measure_broker(name: str, folder: Path, what: list[str], options: argparse.Namespace) -> None:
+    with (RedisServer if name == "redis" else RabbitServer)(folder) as server:
+        url = server.url()
+        more = ["--rabbitmq.management-url", server.management_url] if isinstance(server, RabbitServer) else []
+        starts = [lambda: exporters.lookout(url, folder, *more)]
+        if options.compare:
+            starts.append(lambda: exporters.peer(options.compare, url, folder))
+        print(f"\n### {name}\n")
+        if "idle" in what:
+            _table(asdict(ingest.measure_idle(starts[0], url, seconds=options.seconds)) for _ in range(1))
+        if "ingest" in what:
+            for rate in map(int, options.rates.split(",")):
+                load = Load(int(rate * options.seconds) or BURST, rate)
+                rounds = [[ingest.measure(start, url, load) for start in starts] for _ in range(options.rounds)]
+                rows = [_median([asdict(one[index]) for one in rounds]) for index in range(len(starts))]
+                for row in rows:
+                    row["ratio"] = row["cpu_us_per_event"] / rows[0]["cpu_us_per_event"]
+                _table(rows, head=rate == int(options.rates.split(",")[0]))
+
+
+def _median(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        key: value if isinstance(value, str) else statistics.median(row[key] for row in rows)
+        for key, value in rows[0].items()
+    }
+
+
+def _table(rows: Iterable[dict[str, Any]], *, head: bool = True) -> None:
+    """Print rows as a Markdown table."""
+    for number, row in enumerate(rows):
+        if number == 0 and head:
+            print("| " + " | ".join(key.replace("_", " ") for key in row) + " |")
+            print("|" + "---|" * len(row))
+        print(
+            "| "
+            + " | ".join(f"{value:,.1f}" if isinstance(value, float) else str(value) for value in row.values())
+            + " |",
+            flush=True,
+        )
+
+
+main()
