@@ -180,20 +180,24 @@ class Cluster:
         """Return, for each living worker, the ids of tasks held so long without a word that it should be asked."""
         found: dict[str, list[str]] = {}
         clock = self.workers.clock(self._now)
-        before = self._now - SUSPECT_SECONDS
         for worker in self.workers:
             if worker.is_alive(clock):
-                ids = [task_id for task_id, task in worker.running.items() if task.started_at < before]
-                ids += [task_id for task_id, eta in worker.reserved.items() if eta < before]
+                ids = self._long_held(worker)
                 if ids:
                     found[worker.name] = ids[:SUSPECTS_AT_A_TIME]
         return found
+
+    def _long_held(self, worker: Worker) -> list[str]:
+        before = self._now - SUSPECT_SECONDS
+        ids = [task_id for task_id, task in worker.running.items() if task.started_at < before]
+        return ids + [task_id for task_id, eta in worker.reserved.items() if eta < before]
 
     def not_held(self, worker_name: str, task_ids: list[str]) -> None:
         """The worker says that it has not got these tasks (any more)."""
         worker = self.workers.get(worker_name)
         if worker is not None:
-            self.tasks.let_go_silently(worker, task_ids)
+            # While it was asked, a task may have come back to it as another attempt.
+            self.tasks.let_go_silently(worker, set(task_ids).intersection(self._long_held(worker)))
 
     def summary(self) -> dict[str, Any]:
         """Return what the status page shows: ``queues``, ``workers`` and ``hints``, JSON-able."""
@@ -228,7 +232,13 @@ class Cluster:
         worker = self.workers.get(event.hostname)
         if worker is not None:
             self.workers.offline(worker)
-            self._suspect_loss(worker, event.timestamp)
+            if event.active == 0:  # what we still think it runs ended without an event: ignored, say
+                running = worker.running.items()
+                self.tasks.let_go_silently(
+                    worker, [task_id for task_id, task in running if task.started_at <= event.timestamp]
+                )
+            else:
+                self._suspect_loss(worker, event.timestamp)
 
     def _suspect_loss(self, worker: Worker, at: float) -> None:
         """The process that *worker* was until *at* is gone; look later at what it was running."""

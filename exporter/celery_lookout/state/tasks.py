@@ -16,7 +16,7 @@ Events come late, twice, out of order or never. What makes the counts right all 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
@@ -181,8 +181,12 @@ class Tasks:
         while self._ended and now - self._ended[0][0] > ENDED_SECONDS:
             task_id = self._ended.popleft()[1]
             task = self._tasks.get(task_id)
-            if task is not None and task.final:
+            if task is None:
+                continue
+            if task.final:
                 del self._tasks[task_id]
+            elif not task.ended and not _is_held(task_id, task):
+                self._drop(task_id)  # let go silently, and nothing came of it since
 
     def refresh(self, now: float) -> None:
         """Bring the gauges that depend on the time up to date."""
@@ -489,19 +493,18 @@ class Tasks:
         if held is not None:
             self._replay(held)
 
-    def let_go_silently(self, worker: Worker, task_ids: list[str]) -> None:
-        """These tasks ended without an event: ignored, or the event was lost. They have no outcome to count."""
+    def let_go_silently(self, worker: Worker, task_ids: Iterable[str]) -> None:
+        """
+        *worker* does not hold these tasks any more, and no event said so: ignored, or the event was lost.
+
+        They have no outcome to count. If one is only late, it finds the record for a while yet, and counts.
+        """
         for task_id in task_ids:
+            worker.running.pop(task_id, None)
+            worker.reserved.pop(task_id, None)
             task = self._tasks.get(task_id)
-            if task is None:
-                worker.running.pop(task_id, None)
-                worker.reserved.pop(task_id, None)
-            else:
-                self._let_go(task_id, task)
-                task.ended = True
-                if not task.final:
-                    task.final = True
-                    self._ended.append((self._now, task_id))
+            if task is not None and not task.final:
+                self._ended.append((self._now, task_id))
 
     def count_lost(self, worker: Worker, before: float) -> None:
         """
@@ -513,6 +516,11 @@ class Tasks:
             if task.started_at <= before:
                 task.row.series.lost.inc()
                 self.let_go_silently(worker, [task_id])
+
+
+def _is_held(task_id: str, task: Task) -> bool:
+    worker = task.worker
+    return worker is not None and (task_id in worker.running or task_id in worker.reserved)
 
 
 def _unix(eta: str | None) -> float:

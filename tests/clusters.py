@@ -1,0 +1,156 @@
+"""
+A cluster without processes: events in, changed series out.
+
+Times are seconds after ``EPOCH``, on the clock of everybody; a test that is about clocks says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from celery_lookout.events import Event
+from celery_lookout.metrics.registry import Registry, Scope
+from celery_lookout.state.cluster import Cluster, ClusterOptions
+
+EPOCH = 1_800_000_000.0
+
+#: Series that every event or mere time moves.
+_BOOKKEEPING = (
+    "celery_exporter_events_total",
+    "celery_exporter_last_event_timestamp_seconds",
+    "celery_exporter_event_lag_seconds",
+    "celery_exporter_tasks_tracked",
+    "celery_task_oldest_running_seconds",
+)
+
+
+def parse(text: str) -> dict[str, float]:
+    """Return exposition text as series to value, in its order."""
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {series: float(value) for series, _, value in lines}
+
+
+class Watched:
+    """A cluster, its registry and its clock."""
+
+    def __init__(
+        self, options: ClusterOptions | None = None, *, registry: Registry | None = None, broker: str | None = None
+    ) -> None:
+        self.registry = registry or Registry()
+        self.cluster = Cluster(Scope(self.registry, broker), options or ClusterOptions())
+        self.seconds = 0.0
+        self._seen: dict[str, float] = {}
+        self.cluster.tick(EPOCH)
+
+    @property
+    def now(self) -> float:
+        """The time as the cluster is told it."""
+        return EPOCH + self.seconds
+
+    def hear(self, *events: Event, at: float | None = None, live: bool = True) -> None:
+        """Fold events in one batch, read *at*: when the last of them happened, unless said otherwise."""
+        latest = max((event.timestamp - EPOCH for event in events), default=0.0)
+        self.wait_until(max(self.seconds, latest) if at is None else at)
+        self.cluster.fold(events, self.now, live=live)
+
+    def hear_each(self, events: Iterable[Event]) -> None:
+        """Fold events one by one, each when it happened."""
+        for event in events:
+            self.hear(event)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, with a tick every second."""
+        self.wait_until(self.seconds + seconds)
+
+    def wait_until(self, seconds: float) -> None:
+        while self.seconds < seconds:
+            self.seconds = min(self.seconds + 1.0, seconds)
+            self.cluster.tick(self.now)
+
+    def series(self, prefix: str = "") -> dict[str, float]:
+        """Return what a scrape would show now of the families that begin with *prefix*."""
+        self.cluster.refresh(self.now)
+        return {name: value for name, value in parse(self.registry.render()).items() if name.startswith(prefix)}
+
+    def changes(self, prefix: str = "celery_task_") -> dict[str, float]:
+        """
+        Return the series that moved since the last call, and by how much.
+
+        A series that was born at 0 did not move; one that vanished moved to nothing, NaN. Buckets are left out, since
+        ``_count`` and ``_sum`` speak for them.
+        """
+        before, self._seen = self._seen, self.series()
+        moved = {name: value - before.get(name, 0.0) for name, value in self._seen.items()}
+        moved |= {name: float("nan") for name in before.keys() - self._seen.keys()}
+        return {
+            name: round(value, 3)
+            for name, value in moved.items()
+            if value != 0 and name.startswith(prefix) and "_bucket{" not in name and not name.startswith(_BOOKKEEPING)
+        }
+
+
+def of(name: str, *, task: str = "add", queue: str = "celery", **labels: str) -> str:
+    """Return the series of a task family: ``of("failed_total")``."""
+    return series(f"celery_task_{name}", task=task, queue=queue, **labels)
+
+
+def series(name: str, **labels: str) -> str:
+    """Return a series as the exposition has it."""
+    shown = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    return f"{name}{{{shown}}}" if shown else name
+
+
+def task_event(kind: str, at: float, *, uuid: str = "id", worker: str = "w@h", **fields: Any) -> Event:
+    """Return an event of one task; *kind* is the part of the type after ``task-``."""
+    return Event(type=f"task-{kind}", timestamp=EPOCH + at, hostname=worker, uuid=uuid, **fields)
+
+
+def sent(at: float, *, name: str = "add", queue: str | None = "celery", retries: int = 0, **fields: Any) -> Event:
+    return task_event("sent", at, worker="gen1@h", name=name, queue=queue, retries=retries, **fields)
+
+
+def received(at: float, *, name: str = "add", retries: int = 0, **fields: Any) -> Event:
+    return task_event("received", at, name=name, retries=retries, **fields)
+
+
+def started(at: float, **fields: Any) -> Event:
+    return task_event("started", at, **fields)
+
+
+def succeeded(at: float, *, runtime: float | None = 0.5, **fields: Any) -> Event:
+    return task_event("succeeded", at, runtime=runtime, **fields)
+
+
+def failed(at: float, *, exception: str = "ValueError('x')", **fields: Any) -> Event:
+    return task_event("failed", at, exception=exception, **fields)
+
+
+def retried(at: float, *, exception: str = "OSError('x')", **fields: Any) -> Event:
+    return task_event("retried", at, exception=exception, **fields)
+
+
+def rejected(at: float, *, requeue: bool, **fields: Any) -> Event:
+    return task_event("rejected", at, requeue=requeue, **fields)
+
+
+def revoked(at: float, *, expired: bool = False, terminated: bool = False, **fields: Any) -> Event:
+    return task_event("revoked", at, expired=expired, terminated=terminated, **fields)
+
+
+def worker_event(kind: str, at: float, *, worker: str = "w@h", **fields: Any) -> Event:
+    """Return an event of a worker; *kind* is the part of the type after ``worker-``."""
+    known: Mapping[str, Any] = {"pid": 1, "freq": 2.0, "active": 0, "processed": 0, "loadavg": (0.1, 0.2, 0.3)}
+    return Event(type=f"worker-{kind}", timestamp=EPOCH + at, hostname=worker, **{**known, **fields})
+
+
+def heartbeat(at: float, **fields: Any) -> Event:
+    return worker_event("heartbeat", at, **fields)
+
+
+def online(at: float, **fields: Any) -> Event:
+    return worker_event("online", at, **fields)
+
+
+def offline(at: float, **fields: Any) -> Event:
+    return worker_event("offline", at, **fields)
