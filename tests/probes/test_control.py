@@ -276,6 +276,15 @@ def test_one_queue_is_used_on_rabbitmq_and_removed(
     wait_until(lambda: our_queues() == [])
 
 
+@pytest.mark.rabbitmq
+def test_missing_rights_are_named(rabbit_broker: conftest.Broker, make_probe: MakeProbe) -> None:
+    assert isinstance(rabbit_broker.server, RabbitServer)
+    rights = {"configure": "^$", "write": ".*", "read": ".*"}
+    rabbit_broker.server.management("PUT", f"permissions/{rabbit_broker.vhost}/{rabbit_broker.vhost}", rights)
+    with pytest.raises(ProbeFailed, match=r"ACCESS_REFUSED.*'celery\.pidbox'.*rights to configure"):
+        make_probe(rabbit_broker.url).collect([])
+
+
 @pytest.mark.redis
 def test_waiting_for_answers_redelivers_nothing(redis_broker: conftest.Broker, make_probe: MakeProbe) -> None:
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import http.client
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
@@ -136,7 +137,7 @@ def _host(connection: Connection) -> str:
 
 def _context(broker: Broker) -> ssl.SSLContext:
     """Return a context that verifies, with the broker's own authority and client certificate if it has them."""
-    options = broker.ssl if isinstance(broker.ssl, dict) else {}
+    options = broker.ssl if isinstance(broker.ssl, Mapping) else {}
     context = ssl.create_default_context(cafile=options.get("ca_certs"))
     if options.get("certfile"):
         context.load_cert_chain(options["certfile"], options.get("keyfile"))

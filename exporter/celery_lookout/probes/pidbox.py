@@ -31,6 +31,11 @@ _REPLY_LIMIT = 16 * 1024 * 1024
 #: Answers to one question; Celery clusters of this size ask only part of their workers at a time.
 _REPLIES_LIMIT = 10_000
 
+_NEEDS = (
+    "Remote control needs what a worker has: on RabbitMQ the rights to configure, write and read '.*pidbox',"
+    " on Redis to publish, and to read and write '*pidbox*'"
+)
+
 #: Seconds after which a broker may delete our reply queue once nobody reads it (we were killed).
 _REPLY_QUEUE_EXPIRES = 60.0
 
@@ -47,7 +52,8 @@ class Pidbox:
         self._broker = broker
         # Without acknowledgement emulation kombu's Redis transport leaves other consumers' unacknowledged messages
         # alone. With it, merely waiting for an answer would redeliver what is older than *our* visibility timeout.
-        self._session = Session(broker, ack_emulation=False) if broker.kind == "redis" else Session(broker)
+        options = {"ack_emulation": False} if broker.kind == "redis" else {}
+        self._session = Session(broker, needs=_NEEDS, **options)
         self._oid = f"celery-lookout-{uuid4()}"
         namespace = broker.control_exchange
         self._exchange = Exchange(f"{namespace}.pidbox", type="fanout", durable=False, delivery_mode="transient")

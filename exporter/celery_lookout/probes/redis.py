@@ -30,6 +30,8 @@ _TAIL_SCRIPT = (
     f"local m = redis.call('LINDEX', KEYS[1], -1) if m then return string.sub(m, -{TAIL_BYTES}) end return false"
 )
 
+_NEEDS = "The Redis user needs +llen +hlen +zrange +lindex +eval +scan +smembers on the broker's keys"
+
 #: Seconds after which looking for queue names stops and returns what it has: a million keys take about one.
 _DISCOVERY_SECONDS = 10.0
 _SCAN_COUNT = 1000
@@ -43,7 +45,7 @@ class RedisProbe:
     def __init__(self, broker: Broker, *, clock: Callable[[], float] = time.time) -> None:
         self._broker = broker
         self._clock = clock
-        self._session = Session(broker)
+        self._session = Session(broker, needs=_NEEDS)
         #: Queues in which a priority other than 0 was ever seen.
         self._prioritised: set[str] = set()
         #: The server refuses EVAL: heads are fetched whole until the next reconnect.
@@ -149,10 +151,7 @@ class RedisProbe:
 
     def _refusal(self, answers: Sequence[Any]) -> str:
         error = next(answer for answer in answers if isinstance(answer, Exception))
-        return (
-            f"cannot read queue lengths: {describe(self._broker, error)}. The Redis user needs"
-            " +llen +hlen +zrange +lindex +eval +scan +smembers on the broker's keys"
-        )
+        return f"cannot read queue lengths: {describe(self._broker, error)}. {_NEEDS}"
 
     def discover(self) -> frozenset[str]:
         """

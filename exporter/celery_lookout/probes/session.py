@@ -27,11 +27,13 @@ class Session:
     """
     One kombu connection with a bounded wait everywhere.
 
-    *options* go over the broker's transport options. A session belongs to one thread at a time.
+    *needs* says which rights the probe needs, for the message when the broker refuses something. *options* go over the
+    broker's transport options. A session belongs to one thread at a time.
     """
 
-    def __init__(self, broker: Broker, **options: Any) -> None:
+    def __init__(self, broker: Broker, *, needs: str = "", **options: Any) -> None:
         self.broker = broker
+        self._needs = needs
         self._settings = replace(broker, transport_options={**broker.transport_options, **options})
         self._connection: Connection | None = None
         self._channel: Any = None
@@ -75,7 +77,9 @@ class Session:
             self._timed_out = type(error).__name__ in ("TimeoutError", "timeout")
             self._drop()
             text = describe(self.broker, error)
-            raise (ProbeFailed(text) if refused else BrokerUnavailable(text)) from None
+            if refused:
+                raise ProbeFailed(f"{text.rstrip('.')}. {self._needs}".rstrip()) from None
+            raise BrokerUnavailable(text) from None
 
     def call(self, question: Callable[[Any], T]) -> T:
         """
