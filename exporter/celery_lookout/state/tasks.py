@@ -241,7 +241,7 @@ class Tasks:
         if task is None:
             return
         retries = event.retries or 0
-        if retries < task.retries or event.timestamp == task.received_at:
+        if retries < task.retries or event.timestamp == task.received_at or _is_of_an_earlier_delivery(event, task):
             return  # told before
         if retries == task.retries:
             if not task.requeued:
@@ -281,13 +281,16 @@ class Tasks:
         task = self._find(event)
         if task is None or event.timestamp == task.started_at:
             return
-        task.row.series.started.inc()
         before = task.before
         if before is not None and not before.started_at:
+            task.row.series.started.inc()
             before.started_at = event.timestamp
             if before.waits_from:
                 self._count_wait(task.row, before.started_at - before.waits_from)
             return
+        if _is_of_an_earlier_delivery(event, task):
+            return
+        task.row.series.started.inc()
         worker = self._move_to(event, task)
         task.row.queue.unreceived.pop(event.uuid, None)
         task.started_at = event.timestamp
@@ -334,7 +337,7 @@ class Tasks:
             return
         if task.before is not None:
             started_at, task.before = task.before.started_at, None
-        elif not task.ended:
+        elif not task.ended and not _is_of_an_earlier_delivery(event, task):
             started_at = task.started_at
             self._let_go(event.uuid, task)
             task.ended = True
@@ -359,6 +362,8 @@ class Tasks:
         if task is None:
             return
         if event.requeue:
+            if _is_of_an_earlier_delivery(event, task):
+                return
             self._let_go(event.uuid, task)
             if not task.requeued:
                 task.requeued = True
@@ -516,6 +521,15 @@ class Tasks:
             if task.started_at <= before:
                 task.row.series.lost.inc()
                 self.let_go_silently(worker, [task_id])
+
+
+def _is_of_an_earlier_delivery(event: Event, task: Task) -> bool:
+    """
+    Say whether the worker that has the task tells what came before it received it, and so tells it again.
+
+    One worker's events come in order. RabbitMQ repeats those that we did not acknowledge before a connection broke.
+    """
+    return event.timestamp < task.received_at and task.worker is not None and task.worker.name == event.hostname
 
 
 def _is_held(task_id: str, task: Task) -> bool:
