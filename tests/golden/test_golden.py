@@ -1,8 +1,8 @@
 """
 Recordings of real workers in, exact exposition text out.
 
-The texts were written by the code that they test (``write.py``). So that they cannot be wrong together, the counters are
-also added up here from what the scenario meant each message to be, without any of that code.
+The texts were written by the code that they test (``write.py``). So that they cannot be wrong together, the counters
+are also added up here from what the scenario meant each message to be, without any of that code.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import pytest
 from tests.clusters import of, parse, series
 from tests.golden.folding import HERE, RECORDINGS, fold, load
 
-#: What each meaning adds to, besides one ``started`` and ``received`` per attempt: family, label values after task and
-#: queue, how often. Written by hand from the scenario.
-_FAILED = ("failed_total", {})
+_FAILED: tuple[str, dict[str, str]] = ("failed_total", {})
+
+#: What each meaning adds, besides its messages and starts: family, labels after task and queue, how often. Written by
+#: hand from the scenario.
 OUTCOMES: dict[str, list[tuple[str, dict[str, str], int]]] = {
     "succeeded": [("succeeded_total", {}, 1)],
     "mail": [("succeeded_total", {}, 1)],
