@@ -77,3 +77,26 @@ class Broker:
             options.setdefault("write_timeout", SOCKET_TIMEOUT_SECONDS)
         more: dict[str, Any] = {"ssl": self.ssl or None, "connect_timeout": SOCKET_TIMEOUT_SECONDS}
         return kombu.Connection(self.url, transport_options=options, heartbeat=heartbeat, **more)
+
+
+#: Where :func:`refuse_compressed` leaves what a message said of its compression.
+REFUSED_COMPRESSION = "refused-compression"
+
+
+def refuse_compressed(channel: Any) -> None:
+    """
+    Make *channel* hand over compressed bodies as they are, with the header renamed.
+
+    kombu decompresses whatever says so in its headers, without a limit, before any callback sees the message.
+    """
+    plain: Any = channel.Message
+
+    class UncompressedMessage(plain):  # type: ignore[misc]  # the class is known only at run time
+        def __init__(self, raw: Any, *args: Any, **kwargs: Any) -> None:
+            properties = getattr(raw, "properties", None)
+            headers = raw.get("headers") if isinstance(raw, dict) else (properties or {}).get("application_headers")
+            if isinstance(headers, dict) and "compression" in headers:
+                headers[REFUSED_COMPRESSION] = headers.pop("compression")
+            super().__init__(raw, *args, **kwargs)
+
+    channel.Message = UncompressedMessage

@@ -13,7 +13,7 @@ from collections import deque
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from ..broker import Broker
+from ..broker import REFUSED_COMPRESSION, Broker, refuse_compressed
 from ..errors import BrokerUnavailable
 from ..events import Event
 from .decode import MSGPACK_TYPES, EventDecoder
@@ -76,7 +76,9 @@ class KombuEvents:
         kind = "fanout" if connection.transport.driver_type in _FANOUT_DRIVERS else "topic"
         exchange = Exchange(self._broker.event_exchange, type=kind)
         queue = Queue(f"celeryev.lookout.{uuid4()}", exchange, routing_key="#", auto_delete=True, durable=False)
-        consumer = Consumer(connection.channel(), [queue], no_ack=True, on_message=self._hear)
+        channel = connection.channel()
+        refuse_compressed(channel)
+        consumer = Consumer(channel, [queue], no_ack=True, on_message=self._hear)
         consumer.consume()
         return consumer
 
@@ -87,7 +89,7 @@ class KombuEvents:
                 body.encode() if isinstance(body, str) else bytes(body),
                 message.content_type,
                 message.content_encoding,
-                bool((message.headers or {}).get("compression")),
+                REFUSED_COMPRESSION in (message.headers or {}),
             )
         )
         self._wake()

@@ -21,7 +21,7 @@ import msgspec
 from kombu.entity import Exchange, Queue
 from kombu.messaging import Consumer, Producer
 
-from ..broker import Broker
+from ..broker import Broker, refuse_compressed
 from ..errors import ProbeFailed
 from .names import is_fit
 from .session import Session
@@ -209,22 +209,3 @@ def _checked(message: Any) -> dict[str, msgspec.Raw] | None:
 def _decode_python(body: bytes) -> dict[str, msgspec.Raw]:
     """Return the answer in *body* with null for the numbers that JSON does not have."""
     return _decode(msgspec.json.encode(json.loads(body, parse_constant=lambda _: None)))
-
-
-def refuse_compressed(channel: Any) -> None:
-    """
-    Make *channel* hand over compressed bodies as they are.
-
-    kombu decompresses whatever says so in its headers, without a limit, before any callback sees the message.
-    """
-    plain: Any = channel.Message
-
-    class UncompressedMessage(plain):  # type: ignore[misc]  # the class is known only at run time
-        def __init__(self, raw: Any, *args: Any, **kwargs: Any) -> None:
-            properties = getattr(raw, "properties", None)
-            headers = raw.get("headers") if isinstance(raw, dict) else (properties or {}).get("application_headers")
-            if isinstance(headers, dict):
-                headers.pop("compression", None)
-            super().__init__(raw, *args, **kwargs)
-
-    channel.Message = UncompressedMessage
