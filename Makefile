@@ -5,6 +5,8 @@ PYTHON ?= python3
 ARGS ?=
 
 BIN := .venv/bin
+# Most tests wait for servers and workers, not for a processor.
+PARALLEL ?= -n 3 --dist worksteal
 PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := pyproject.toml signals/pyproject.toml
 
@@ -19,7 +21,7 @@ demo: .venv-demo/.made  ## broker, workers, load and sidecar on this machine
 
 test: .venv lint  ## checks, then the whole suite; on Debian as root it installs the servers that are missing
 	$(BIN)/python tests/system_packages.py
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: .venv  ## style and types
 	$(BIN)/ruff check .

@@ -166,7 +166,7 @@ class SentinelServer(Server):
     def ready(self) -> bool:
         with redis.Redis(port=self.port, socket_timeout=1) as connection:
             try:
-                return bool(connection.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shop"))  # type: ignore[no-untyped-call]
+                return bool(connection.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shop"))
             except redis.ConnectionError as error:
                 raise OSError(str(error)) from error
 
@@ -183,7 +183,7 @@ def test_redis_behind_sentinel(sentinel: SentinelServer, watch: Callable[[Way], 
 
 
 def test_a_transport_without_a_server(tmp_path: Path, watch: Callable[[Way], None]) -> None:
-    """kombu's filesystem transport stands for all those that have no reader of their own here."""
+    """Kombu's filesystem transport stands for all those that have no reader of their own here."""
     folders = {"data_folder_in": "messages", "data_folder_out": "messages", "control_folder": "control"}
     options = {name: str(tmp_path / folder) for name, folder in folders.items()}
     for folder in options.values():
