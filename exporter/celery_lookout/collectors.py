@@ -89,6 +89,8 @@ class WorkersQuestion(NamedTuple):
     workers: frozenset[str]
     #: Workers never asked before, since they started: what are they at?
     strangers: frozenset[str]
+    #: Workers that are known to send no task events.
+    silent: frozenset[str]
     #: Task ids to ask after, by worker.
     suspects: dict[str, list[str]]
 
@@ -130,18 +132,23 @@ class WorkersCollector:
         self._met: dict[str, int] = {}
         self._explained = False
 
-    def question(self) -> WorkersQuestion:
-        """Return who is due to be asked, and what is not clear about tasks."""
+    def question(self) -> WorkersQuestion | None:
+        """Return who is due to be asked, and what is not clear about tasks; None when nobody is due."""
         living = self._cluster.living_workers()
         strangers = frozenset(name for name, boots in living.items() if self._met.get(name) != boots)
         self._met = living
-        self._explain_silence()
+        silent = self._cluster.workers_without_task_events()
+        self._explain_silence(silent)
         if self._clock() < self._next_round_at:
-            return WorkersQuestion(roll_call=False, workers=strangers, strangers=strangers, suspects={})
+            if not strangers:
+                return None
+            return WorkersQuestion(
+                roll_call=False, workers=strangers, strangers=strangers, silent=frozenset(), suspects={}
+            )
         self._next_round_at = self._clock() + self._round_seconds
         roll_call = not living or self._rounds % ROUNDS_PER_ROLL_CALL == 0
         self._rounds += 1
-        return WorkersQuestion(roll_call, frozenset(living), strangers, self._cluster.suspects())
+        return WorkersQuestion(roll_call, frozenset(living), strangers, silent, self._cluster.suspects())
 
     def ask(self, question: WorkersQuestion) -> WorkersAnswer:
         """Ask it."""
@@ -152,7 +159,7 @@ class WorkersCollector:
             readings = self._probe.collect(question.workers)
         active = self._probe.active(question.strangers, reserved=True) if question.strangers else []
         if self._enable_events:
-            for worker in question.strangers:
+            for worker in question.strangers | question.silent:
                 self._enable(worker)
         gone = {worker: self._gone(worker, ids) for worker, ids in question.suspects.items()}
         return WorkersAnswer(readings, active, gone)
@@ -177,8 +184,7 @@ class WorkersCollector:
         except ProbeFailed as error:
             log.warning("task events stay off", extra={"broker": self._broker, "worker": worker, "error": str(error)})
 
-    def _explain_silence(self) -> None:
-        silent = self._cluster.workers_without_task_events()
+    def _explain_silence(self, silent: frozenset[str]) -> None:
         if silent and not self._explained:
             self._explained = True
             log.warning(

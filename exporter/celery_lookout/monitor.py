@@ -19,8 +19,8 @@ from .probes.control import ControlProbe
 from .settings import Settings
 from .state.cluster import Cluster
 
-#: Seconds between two looks at what is due: held events, workers that went silent.
-TICK_SECONDS: Final = 0.25
+#: Seconds between two looks at what is due while nothing comes in: every read and every scrape looks, too.
+TICK_SECONDS: Final = 1.0
 
 
 class Monitor:
@@ -41,7 +41,9 @@ class Monitor:
         for reason in REASONS:
             cluster.refused(reason, 0)
         decoder = EventDecoder(cluster.refused, accept_msgpack=settings.accept_msgpack)
-        self._listener = Listener(_source(broker, decoder), cluster, name=self.name, executor=executor, clock=clock)
+        self._listener = Listener(
+            _source(broker, decoder, settings), cluster, name=self.name, executor=executor, clock=clock
+        )
         queues = QueuesCollector(
             _queue_probe(broker, settings), cluster, interval_seconds=settings.probe_interval_seconds, broker=self.name
         )
@@ -87,7 +89,7 @@ class Monitor:
             self.cluster.tick(self._clock())
 
 
-def _source(broker: Broker, decoder: EventDecoder) -> EventSource:
+def _source(broker: Broker, decoder: EventDecoder, settings: Settings) -> EventSource:
     # Imported when needed: each brings its client library along.
     if broker.kind == "redis":
         from .intake.redis import RedisEvents
@@ -96,7 +98,7 @@ def _source(broker: Broker, decoder: EventDecoder) -> EventSource:
     if broker.kind == "amqp":
         from .intake.amqp import AmqpEvents
 
-        return AmqpEvents(broker, decoder)
+        return AmqpEvents(broker, decoder, replica=settings.rabbitmq_replica)
     from .intake.kombu import KombuEvents
 
     return KombuEvents(broker, decoder)

@@ -35,8 +35,8 @@ class Collector(Protocol[Question, Answer]):
     name: str
     interval_seconds: float
 
-    def question(self) -> Question:
-        """Return what to ask, gathered from the state."""
+    def question(self) -> Question | None:
+        """Return what to ask, gathered from the state; None when there is nothing to ask now."""
 
     def ask(self, question: Question) -> Answer:
         """Ask it."""
@@ -74,9 +74,12 @@ class Poller(Generic[Question, Answer]):
 
     async def poll(self) -> None:
         """Poll once. A poll that takes too long is waited for, since a probe serves one thread at a time."""
+        question = self._collector.question()
+        if question is None:
+            return
         loop = asyncio.get_running_loop()
         started = loop.time()
-        future = loop.run_in_executor(self._executor, self._collector.ask, self._collector.question())
+        future = loop.run_in_executor(self._executor, self._collector.ask, question)
         done, _ = await asyncio.wait({future}, timeout=LIMIT_SECONDS)
         if not done:
             self._failed(f"no answer within {LIMIT_SECONDS:g} s")

@@ -18,6 +18,9 @@ from .broker import Broker
 from .errors import SettingsError
 from .state.cluster import ClusterOptions, Limits
 
+#: Names that end up in labels and queue names.
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -63,6 +66,7 @@ OPTIONS: Final = (
     Option("log.level", "Least severe messages to log.", "info", choices=("debug", "info", "warning", "error")),
     Option("log.format", "Form of the log lines.", "logfmt", choices=("logfmt", "json")),
     Option("rabbitmq.management-url", "RabbitMQ's management API; the default is port 15672 on the broker's host."),
+    Option("rabbitmq.replica", "Name of this sidecar if several watch one RabbitMQ: each needs its own events.", ""),
     Option(
         "control.enable-events",
         "Switch task events on in workers that have them off. Costs a worker 0.2 to 0.7 ms per task.",
@@ -111,6 +115,7 @@ class Settings:
     telemetry_path: str = "/metrics"
     accept_msgpack: bool = False
     management_url: str | None = field(default=None, repr=False)
+    rabbitmq_replica: str = ""
     enable_events: bool = False
     control_interval_seconds: float = 15.0
     probe_interval_seconds: float = 2.0
@@ -134,6 +139,7 @@ class Settings:
             telemetry_path=path,
             accept_msgpack=given["broker_accept_msgpack"],
             management_url=given["rabbitmq_management_url"],
+            rabbitmq_replica=_replica(given["rabbitmq_replica"]),
             enable_events=given["control_enable_events"],
             control_interval_seconds=given["control_interval"],
             probe_interval_seconds=given["probe_interval"],
@@ -218,7 +224,7 @@ def _broker(text: str, given: Mapping[str, Any]) -> Broker:
     name, equals, url = text.partition("=")
     if not equals or "://" in name:
         name, url = "", text
-    elif not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+    elif not _NAME.fullmatch(name):
         raise SettingsError(f"--broker name {name[:64]!r} may have letters, digits, dot, dash and underscore only")
     options = _json(given, "broker.transport-options")
     if not isinstance(options, dict | None):
@@ -234,6 +240,12 @@ def _broker(text: str, given: Mapping[str, Any]) -> Broker:
         event_exchange=given["broker_event_exchange"],
         control_exchange=given["broker_control_exchange"],
     )
+
+
+def _replica(name: str) -> str:
+    if name and not _NAME.fullmatch(name):
+        raise SettingsError(f"--rabbitmq.replica {name[:64]!r} may have letters, digits, dot, dash and underscore only")
+    return name
 
 
 def _json(given: Mapping[str, Any], name: str) -> Any:

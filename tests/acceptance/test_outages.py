@@ -186,3 +186,28 @@ def _answers(sidecar: Sidecar) -> bool:
         return sidecar.get("/-/healthy").status == 200
     except OSError:
         return False
+
+
+@pytest.mark.rabbitmq
+def test_two_sidecars_do_not_tear_the_events_of_one_queue_apart(
+    rabbit_broker: Broker,
+    tmp_path: Path,
+    start_sidecar: Callable[..., Sidecar],
+    start_worker: Callable[..., Worker],
+    make_client: Callable[..., Client],
+) -> None:
+    """The second says what to do; with a name of its own it hears everything, as the first does."""
+    first = start_sidecar(rabbit_broker.url)
+    intruder = Sidecar(rabbit_broker.url, tmp_path / "intruder")
+    intruder.launch()
+    try:
+        wait_until(lambda: "--rabbitmq.replica" in intruder.log.read_text())
+        assert intruder.get("/-/ready").status == 503
+    finally:
+        intruder.kill()
+    second = start_sidecar(rabbit_broker.url, "--rabbitmq.replica", "b")
+    start_worker(rabbit_broker.url)
+    client = make_client(rabbit_broker.url)
+    client.wait(*[client.send("noop") for _ in range(20)])
+    for sidecar in (first, second):
+        sidecar.wait_for("celery_task_succeeded_total", 20)

@@ -52,9 +52,11 @@ class AmqpEvents:
     answers_beats = True
     loses_when_away = False
 
-    def __init__(self, broker: Broker, decoder: EventDecoder) -> None:
+    def __init__(self, broker: Broker, decoder: EventDecoder, *, replica: str = "") -> None:
+        """Each *replica* has a queue of its own: two on one queue would tear the events of a task apart."""
         self._broker = broker
         self._decoder = decoder
+        self._queue = f"{QUEUE_NAME}.{replica}" if replica else QUEUE_NAME
         self._kombu: kombu.Connection | None = None
         self._socket: socket.socket | None = None
         self._frames = FrameReader(_CHANNEL, MAX_BODY_BYTES)
@@ -77,6 +79,9 @@ class AmqpEvents:
         self._kombu = connection = self._broker.connection(heartbeat=HEARTBEAT_SECONDS)
         try:
             self._open(connection)
+        except BrokerUnavailable:
+            self.close()
+            raise
         except (OSError, *connection.connection_errors, *connection.channel_errors) as error:
             self.close()
             raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
@@ -87,16 +92,20 @@ class AmqpEvents:
         exchange = self._broker.event_exchange
         channel.exchange_declare(exchange, "topic", durable=True, auto_delete=False)
         declared = channel.queue_declare(
-            QUEUE_NAME, durable=True, exclusive=False, auto_delete=False, arguments=QUEUE_ARGUMENTS
+            self._queue, durable=True, exclusive=False, auto_delete=False, arguments=QUEUE_ARGUMENTS
         )
-        channel.queue_bind(QUEUE_NAME, exchange, routing_key="#")
+        if declared.consumer_count:
+            raise BrokerUnavailable(
+                f"another sidecar reads the queue {self._queue}: give each its own with --rabbitmq.replica NAME"
+            )
+        channel.queue_bind(self._queue, exchange, routing_key="#")
         channel.basic_qos(0, PREFETCH, a_global=False)
         self._frames = FrameReader(_CHANNEL, MAX_BODY_BYTES)
         self._unsent = b""
         self._read_tag = self._settled_tag = 0
         self._backlog = declared.message_count
         # Without waiting for the answer, so that py-amqp has read nothing that belongs to us.
-        channel.basic_consume(QUEUE_NAME, no_ack=False, nowait=True, consumer_tag="celery-lookout")
+        channel.basic_consume(self._queue, no_ack=False, exclusive=True, nowait=True, consumer_tag="celery-lookout")
         amqp.transport.sock.setblocking(False)
         self._socket = amqp.transport.sock
         # A heartbeat may have come along with the last answer.

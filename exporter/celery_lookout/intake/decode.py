@@ -7,7 +7,6 @@ be used is reported by reason. kombu's decoders are not used, since they decompr
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
@@ -121,7 +120,9 @@ class EventDecoder:
             if oldest < event.timestamp < newest and (event.uuid if event.type.startswith("task-") else event.hostname)
         ]
         if len(usable) < len(events):
-            self._explain([event for event in events if event not in usable], oldest, newest)
+            outside = sum(1 for event in events if not oldest < event.timestamp < newest)
+            self._refused("timestamp", outside)
+            self._refused("field", len(events) - len(usable) - outside)
         return usable
 
     def _one_by_one(self, body: bytes, single: Any, raw: Any) -> list[Event]:
@@ -152,11 +153,6 @@ class EventDecoder:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return "malformed"
         return "field"
-
-    def _explain(self, events: list[Event], oldest: float, newest: float) -> None:
-        reasons = Counter("field" if oldest < event.timestamp < newest else "timestamp" for event in events)
-        for reason, count in reasons.items():
-            self._refused(reason, count)
 
     def _nothing(self, reason: str) -> list[Event]:
         self._refused(reason, 1)

@@ -174,7 +174,9 @@ class Cluster:
 
     def workers_without_task_events(self) -> frozenset[str]:
         """Return the workers that run tasks and say nothing of it."""
-        return frozenset(worker.name for worker in self.workers if worker.sends_task_events is False)
+        clock = self.workers.clock(self._now)
+        silent = (worker for worker in self.workers if worker.sends_task_events is False)
+        return frozenset(worker.name for worker in silent if worker.is_alive(clock))
 
     def suspects(self) -> dict[str, list[str]]:
         """Return, for each living worker, the ids of tasks held so long without a word that it should be asked."""

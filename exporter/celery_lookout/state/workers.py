@@ -192,10 +192,7 @@ class Workers:
                     self._forget(worker)
                     continue
                 self._show_life(worker, worker.last_heartbeat, clock)
-            due = sum(1 for eta in worker.reserved.values() if eta <= now)
-            scheduled = worker.scheduled if worker.scheduled is not None else len(worker.reserved) - due
-            self._metrics.tasks_reserved.child(worker.name).set(due)
-            self._metrics.tasks_scheduled.child(worker.name).set(scheduled if worker.is_alive(clock) else 0)
+            self._show_held(worker, now, clock)
 
     def summary(self, now: float) -> list[dict[str, Any]]:
         """Return a row per worker for the status page, by name."""
@@ -286,6 +283,15 @@ class Workers:
             self._forget_info(worker)
             worker.shown_info = info
         metrics.info.child(name, *info).set(1)
+
+    def _show_held(self, worker: Worker, now: float, clock: float) -> None:
+        """A worker that is gone holds nothing; one without heartbeats is taken at the word of its task events."""
+        due = scheduled = 0
+        if worker.last_heartbeat is None or worker.is_alive(clock):
+            due = sum(1 for startable_at in worker.reserved.values() if startable_at <= now)
+            scheduled = worker.scheduled if worker.scheduled is not None else len(worker.reserved) - due
+        self._metrics.tasks_reserved.child(worker.name).set(due)
+        self._metrics.tasks_scheduled.child(worker.name).set(scheduled)
 
     def _forget_info(self, worker: Worker) -> None:
         if worker.shown_info is not None:
