@@ -58,6 +58,7 @@ class Listener:
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: int | None = None
+        self._next_turn: asyncio.TimerHandle | None = None
         self._failed: asyncio.Future[None] | None = None
         self._heard_at = 0.0
         self._silent = False
@@ -87,33 +88,33 @@ class Listener:
             self._source.close()
 
     def drain(self) -> None:
-        """Take in what has come, up to some ten milliseconds of it: on wake-ups, and before a scrape is rendered."""
+        """Take in what has come, up to some ten milliseconds of it, before a scrape is rendered."""
+        self._read()
+
+    def _read(self) -> tuple[bool, bool]:
+        """Read and count; return whether anything came, and whether there may be more."""
         if self._failed is None or self._failed.done():
-            return
+            return False, False
+        source, cluster = self._source, self._cluster
+        came = more = False
         try:
-            dry = self._read()
+            for _ in range(READS_AT_A_TIME):
+                now = self._clock()
+                events, more = source.read(now)
+                if more:
+                    came = True
+                    self._heard()
+                if events:
+                    came = True
+                    cluster.fold(events, now, live=source.live)
+                if not more:
+                    break
+            source.settle()
         except BrokerUnavailable as error:
             self._unwatch()
             self._failed.set_exception(error)
-            return
-        if self._loop is not None and self._watched is None:
-            self._loop.call_later(PAUSE_SECONDS if dry else 0, self._watch)
-
-    def _read(self) -> bool:
-        """Read and count; return whether the socket ran dry."""
-        source, cluster = self._source, self._cluster
-        more = True
-        for _ in range(READS_AT_A_TIME):
-            now = self._clock()
-            events, more = source.read(now)
-            if more:
-                self._heard()
-            if events:
-                cluster.fold(events, now, live=source.live)
-            if not more:
-                break
-        source.settle()
-        return not more
+            return False, False
+        return came, more
 
     async def _listen(self) -> None:
         """Read until the connection is gone; raises BrokerUnavailable then."""
@@ -135,16 +136,25 @@ class Listener:
     def _watch(self) -> None:
         if self._loop is not None and self._failed is not None and not self._failed.done() and self._watched is None:
             self._watched = self._source.fileno()
-            self._loop.add_reader(self._watched, self._wake)
+            self._loop.add_reader(self._watched, self._turn)
 
     def _unwatch(self) -> None:
         if self._loop is not None and self._watched is not None:
             self._loop.remove_reader(self._watched)
             self._watched = None
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
 
-    def _wake(self) -> None:
+    def _turn(self) -> None:
+        """Read. While something comes, look again after a pause: asking the kernel when costs more than looking."""
+        assert self._loop is not None  # noqa: S101  # set by run()
         self._unwatch()
-        self.drain()
+        came, more = self._read()
+        if came:
+            self._next_turn = self._loop.call_later(0 if more else PAUSE_SECONDS, self._turn)
+        else:
+            self._watch()
 
     def _heard(self) -> None:
         assert self._loop is not None  # noqa: S101  # set by run()

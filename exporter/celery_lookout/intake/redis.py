@@ -46,6 +46,7 @@ class RedisEvents:
         self._socket: socket.socket | None = None
         self._parser = hiredis.Reader()
         self._buffer = bytearray(READ_BYTES)
+        self._heard = False
 
     def open(self) -> None:
         """Connect and subscribe. Raises BrokerUnavailable."""
@@ -85,6 +86,7 @@ class RedisEvents:
             raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
         if count == 0:
             raise BrokerUnavailable("Redis closed the event connection")
+        self._heard = True
         return self._parsed(count, now), True
 
     def _parsed(self, count: int, now: float) -> list[Event]:
@@ -107,7 +109,10 @@ class RedisEvents:
         """Nothing to acknowledge: pub/sub forgets at once."""
 
     def beat(self) -> None:
-        """Ask for a reply. A subscriber may send PING."""
+        """Ask for a reply, unless something came since the last time. A subscriber may send PING."""
+        if self._heard:
+            self._heard = False
+            return
         try:
             self._open_socket().send(_PING)
         except (BlockingIOError, ssl.SSLWantWriteError):
