@@ -73,7 +73,8 @@ def test_what_was_only_in_reserve_is_not_lost() -> None:
     watched.hear(online(0), sent(0), received(0.1))
     watched.wait(300)
     assert LOST not in watched.changes()
-    assert watched.series()[series("celery_worker_tasks_reserved", worker="w@h")] == 1
+    watched.hear(received(300, worker="other@h"), started(301, worker="other@h"))
+    assert watched.changes()[of("started_total")] == 1
 
 
 def test_a_worker_that_said_goodbye_with_nothing_at_hand_has_lost_nothing(watched: Watched) -> None:

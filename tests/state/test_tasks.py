@@ -400,6 +400,18 @@ def test_a_second_delivery_without_retry_is_counted_as_redelivered() -> None:
     assert watched.series()[of("running")] == 1
 
 
+def test_a_task_that_runs_again_after_its_end_keeps_its_labels_and_its_one_outcome() -> None:
+    watched = Watched()
+    watched.hear_each(a_life())
+    watched.hear(received(50), started(51))
+    watched.wait(ENDED_SECONDS + 50)
+    watched.changes()
+    watched.hear(succeeded(170))
+    assert watched.changes() == {of("running"): -1}
+    watched.wait(ENDED_SECONDS + 2)
+    assert watched.series()["celery_exporter_tasks_tracked"] == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [({"expired": True}, "expired"), ({"terminated": True}, "terminated"), ({}, "revoked")],

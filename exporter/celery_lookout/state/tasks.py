@@ -98,9 +98,9 @@ class Task(Struct, gc=False):
     retries: int = -1
     received_at: float = 0.0
     started_at: float = 0.0
-    #: This attempt ended. ``final``: the task did, for good, and was counted.
+    #: This attempt ended. ``final_at``: when the task did, for good, and was counted.
     ended: bool = False
-    final: bool = False
+    final_at: float = 0.0
     #: The next delivery is expected: the worker put the message back.
     requeued: bool = False
     #: The attempt before this one, while its ``task-retried`` has not come.
@@ -183,7 +183,7 @@ class Tasks:
             task = self._tasks.get(task_id)
             if task is None:
                 continue
-            if task.final:
+            if task.final_at and task.ended:
                 del self._tasks[task_id]
             elif not task.ended and not _is_held(task_id, task):
                 self._drop(task_id)  # let go silently, and nothing came of it since
@@ -228,7 +228,7 @@ class Tasks:
             task.next_row = row if row is not task.row else None
         elif retries == max(task.retries, 0):
             task.waits_from = waits_from
-        if retries > task.retries and not task.final:
+        if retries > task.retries and not task.final_at:
             row.queue.unreceived[event.uuid] = waits_from
         held = self._held.pop(event.uuid, None)
         if held is not None:
@@ -241,19 +241,22 @@ class Tasks:
         if task is None:
             return
         retries = event.retries or 0
-        if retries < task.retries or event.timestamp == task.received_at or _is_of_an_earlier_delivery(event, task):
-            return  # told before
+        told_again = event.timestamp <= task.received_at and _has_it(event, task)
+        if retries < task.retries or event.timestamp == task.received_at or told_again:
+            return
         if retries == task.retries:
             if not task.requeued:
                 task.row.series.redelivered.inc()
             self._begin_attempt(event.uuid, task)
-        elif retries > max(task.retries, 0):
+        elif retries > max(task.retries, 0) and not (
+            event.timestamp < max(task.started_at, task.final_at) and _has_it(event, task)
+        ):
             if task.retries >= 0 and not task.ended:
                 task.before = Attempt(task.waits_from, task.started_at)
             self._begin_attempt(event.uuid, task)
             task.row, task.next_row = task.next_row or task.row, None
             task.waits_from, task.next_waits_from = task.next_waits_from, 0.0
-            task.final = False
+            task.final_at = 0.0
         task.retries = retries
         task.received_at = event.timestamp
         task.requeued = False
@@ -282,13 +285,15 @@ class Tasks:
         if task is None or event.timestamp == task.started_at:
             return
         before = task.before
+        if before is not None and event.timestamp == before.started_at:
+            return
         if before is not None and not before.started_at:
             task.row.series.started.inc()
             before.started_at = event.timestamp
             if before.waits_from:
                 self._count_wait(task.row, before.started_at - before.waits_from)
             return
-        if _is_of_an_earlier_delivery(event, task):
+        if event.timestamp < max(task.received_at, task.started_at) and _has_it(event, task):
             return
         task.row.series.started.inc()
         worker = self._move_to(event, task)
@@ -302,7 +307,7 @@ class Tasks:
 
     def _succeeded(self, event: Event) -> None:
         task = self._find(event)
-        if task is None or not self._end(event.uuid, task):
+        if task is None or not self._end(event, task):
             return
         task.row.series.succeeded.inc()
         task.row.series.succeeded_at(event.timestamp)
@@ -317,7 +322,7 @@ class Tasks:
         if raised in NOT_FAILURES:
             self._let_go(event.uuid, task)
             return
-        if not self._end(event.uuid, task):
+        if not self._end(event, task):
             return
         series = task.row.series
         series.failed.inc()
@@ -337,7 +342,7 @@ class Tasks:
             return
         if task.before is not None:
             started_at, task.before = task.before.started_at, None
-        elif not task.ended and not _is_of_an_earlier_delivery(event, task):
+        elif not task.ended and not (event.timestamp < task.received_at and _has_it(event, task)):
             started_at = task.started_at
             self._let_go(event.uuid, task)
             task.ended = True
@@ -352,7 +357,7 @@ class Tasks:
 
     def _revoked(self, event: Event) -> None:
         task = self._find(event)
-        if task is not None and self._end(event.uuid, task):
+        if task is not None and self._end(event, task):
             task.row.series.count_revoked(
                 "expired" if event.expired else "terminated" if event.terminated else "revoked"
             )
@@ -362,13 +367,13 @@ class Tasks:
         if task is None:
             return
         if event.requeue:
-            if _is_of_an_earlier_delivery(event, task):
+            if event.timestamp < task.received_at and _has_it(event, task):
                 return
             self._let_go(event.uuid, task)
             if not task.requeued:
                 task.requeued = True
                 task.row.series.count_rejected(requeue=True)
-        elif self._end(event.uuid, task):
+        elif self._end(event, task):
             task.row.series.count_rejected(requeue=False)
 
     def _cancelled(self, event: Event) -> None:
@@ -454,15 +459,16 @@ class Tasks:
             task.worker.running.pop(task_id, None)
             task.worker.reserved.pop(task_id, None)
 
-    def _end(self, task_id: str, task: Task) -> bool:
+    def _end(self, event: Event, task: Task) -> bool:
         """End the task for good; return False when its outcome was counted before."""
-        self._let_go(task_id, task)
-        task.row.queue.unreceived.pop(task_id, None)
+        self._let_go(event.uuid, task)
+        task.row.queue.unreceived.pop(event.uuid, None)
+        if not (task.ended and task.final_at):
+            self._ended.append((self._now, event.uuid))
         task.ended = True
-        if task.final:
+        if task.final_at:
             return False
-        task.final = True
-        self._ended.append((self._now, task_id))
+        task.final_at = event.timestamp
         return True
 
     def _observe_wait(self, task: Task) -> None:
@@ -508,7 +514,7 @@ class Tasks:
             worker.running.pop(task_id, None)
             worker.reserved.pop(task_id, None)
             task = self._tasks.get(task_id)
-            if task is not None and not task.final:
+            if task is not None and not task.final_at:
                 self._ended.append((self._now, task_id))
 
     def count_lost(self, worker: Worker, before: float) -> None:
@@ -523,13 +529,14 @@ class Tasks:
                 self.let_go_silently(worker, [task_id])
 
 
-def _is_of_an_earlier_delivery(event: Event, task: Task) -> bool:
+def _has_it(event: Event, task: Task) -> bool:
     """
-    Say whether the worker that has the task tells what came before it received it, and so tells it again.
+    Say whether the event comes from the worker that has the task, as far as we know.
 
-    One worker's events come in order. RabbitMQ repeats those that we did not acknowledge before a connection broke.
+    One worker's events come in order: one that is older than what it told before is told again, since RabbitMQ repeats
+    what we did not acknowledge before a connection broke.
     """
-    return event.timestamp < task.received_at and task.worker is not None and task.worker.name == event.hostname
+    return task.worker is None or task.worker.name == event.hostname
 
 
 def _is_held(task_id: str, task: Task) -> bool:
