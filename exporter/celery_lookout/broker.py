@@ -8,9 +8,11 @@ Sentinel and credential providers as Celery names them; reading from it is left 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from .errors import SettingsError
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 #: Seconds that connecting, and any single answer, may take before the broker counts as unreachable.
 SOCKET_TIMEOUT_SECONDS = 5.0
+
+#: Characters of a driver's message that are passed on: enough for the reason, too few for a payload.
+_MESSAGE_LIMIT = 300
 
 #: How each URL scheme is read. Everything else that kombu knows goes through kombu itself.
 _REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+socket", "sentinel"})
@@ -61,22 +66,60 @@ class Broker:
         return _QUERY_SECRET.sub(r"\1***", _USERINFO.sub("***@", self.url))
 
     def connection(self, *, heartbeat: int = 0) -> kombu.Connection:
-        """
-        Return an unopened kombu connection, with a limit on every wait.
-
-        Callers use ``connect()`` and ``channel()``, which try once; ``default_channel`` would retry for ever.
-        """
+        """Return an unopened kombu connection. Its own ways to open retry for long or for ever: use ``connect``."""
         import kombu
 
         options: dict[str, Any] = dict(self.transport_options)
         if self.kind == "redis":
             options.setdefault("socket_timeout", SOCKET_TIMEOUT_SECONDS)
             options.setdefault("socket_connect_timeout", SOCKET_TIMEOUT_SECONDS)
-        elif self.kind == "amqp":
-            options.setdefault("read_timeout", SOCKET_TIMEOUT_SECONDS)
-            options.setdefault("write_timeout", SOCKET_TIMEOUT_SECONDS)
         more: dict[str, Any] = {"ssl": self.ssl or None, "connect_timeout": SOCKET_TIMEOUT_SECONDS}
         return kombu.Connection(self.url, transport_options=options, heartbeat=heartbeat, **more)
+
+    def connect(self, *, heartbeat: int = 0) -> kombu.Connection:
+        """
+        Return an open kombu connection with a limit on every wait.
+
+        One attempt per host of a fail-over list; the hosts of a Sentinel list belong to a single attempt. Raises
+        whatever the transport raises, for callers to turn into BrokerUnavailable.
+        """
+        connection = self.connection(heartbeat=heartbeat)
+        hosts = 1 if self.url.startswith("sentinel") else len(connection.alt or ())
+        try:
+            connection.ensure_connection(max_retries=max(hosts - 1, 0))
+        except BaseException:
+            connection.collect()
+            raise
+        if (sock := getattr(connection.connection, "sock", None)) is not None:
+            # py-amqp waits for ever for the answer to a method unless the socket itself has a limit.
+            sock.settimeout(SOCKET_TIMEOUT_SECONDS)
+        return connection
+
+
+def describe(broker: Broker, error: BaseException) -> str:
+    """Return *error* in one line that starts with the masked URL and holds none of the broker's secrets."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for secret in sorted(_secrets(broker), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return f"{broker.masked_url}: {text[:_MESSAGE_LIMIT]}"
+
+
+def _secrets(broker: Broker) -> Iterator[str]:
+    yield broker.url
+    for url in broker.url.split(";"):
+        with suppress(ValueError):
+            if password := urlsplit(url).password:
+                yield password
+                yield unquote(password)
+    yield from _option_secrets(broker.transport_options)
+
+
+def _option_secrets(options: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _option_secrets(value)
+        elif isinstance(value, str) and value and any(word in str(key).lower() for word in ("password", "secret")):
+            yield value
 
 
 #: Where :func:`refuse_compressed` leaves what a message said of its compression.

@@ -58,6 +58,13 @@ def _click_option(option: Option) -> Callable[[Callable[..., None]], Callable[..
     )  # fmt: skip
 
 
+def _leave(code: int) -> None:
+    """Exit at once: a poll may still wait for a hung broker in its thread, and holds nothing worth waiting for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 @command.command()
 @_with_options
 def serve(**given: Any) -> None:
@@ -67,10 +74,17 @@ def serve(**given: Any) -> None:
     from .app import serve as run
 
     asyncio.run(run(settings))
-    # A poll may still wait for a hung broker in its thread. It holds nothing that is worth waiting for.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    _leave(0)
+
+
+@command.command()
+@click.option("--seconds", type=float, default=12.0, show_default=True, help="How long to watch.")
+@_with_options
+def doctor(seconds: float, **given: Any) -> None:
+    """Say what is wrong with a set-up and how to mend it. Exit code 0 is fine, 1 a warning, 2 an error."""
+    from .doctor import examine
+
+    _leave(examine(Settings.read(given), seconds, click.echo))
 
 
 @command.command()

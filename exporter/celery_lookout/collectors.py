@@ -52,7 +52,8 @@ class QueuesCollector:
         self._cluster = cluster
         self._broker = broker
         self._polls = 0
-        self._problem: str | None = None
+        #: Why the broker shows less than it could; None when it shows all.
+        self.problem: str | None = None
 
     def question(self) -> frozenset[str]:
         """Return the queues that are known."""
@@ -73,12 +74,12 @@ class QueuesCollector:
             self._cluster.queues.get(name)
         self._cluster.take_broker(answer.reading)
         problem = getattr(self._probe, "management_problem", None)
-        if problem != self._problem and problem is not None:
+        if problem != self.problem and problem is not None:
             log.warning(
                 "RabbitMQ management API not in use: unacked messages, and queues without workers, cannot be seen",
                 extra={"broker": self._broker, "error": problem},
             )
-        self._problem = problem
+        self.problem = problem
 
 
 class WorkersQuestion(NamedTuple):

@@ -41,10 +41,10 @@ class Monitor:
         for reason in REASONS:
             cluster.refused(reason, 0)
         decoder = EventDecoder(cluster.refused, accept_msgpack=settings.accept_msgpack)
-        self._listener = Listener(
+        self.listener = Listener(
             _source(broker, decoder, settings), cluster, name=self.name, executor=executor, clock=clock
         )
-        queues = QueuesCollector(
+        self.queues = QueuesCollector(
             _queue_probe(broker, settings), cluster, interval_seconds=settings.probe_interval_seconds, broker=self.name
         )
         workers = WorkersCollector(
@@ -55,15 +55,15 @@ class Monitor:
             broker=self.name,
             clock=clock,
         )
-        self._pollers = (
-            Poller(queues, cluster.exporter, executor, broker=self.name, clock=clock),
+        self.pollers = (
+            Poller(self.queues, cluster.exporter, executor, broker=self.name, clock=clock),
             Poller(workers, cluster.exporter, executor, broker=self.name, clock=clock),
         )
 
     @property
     def was_reached(self) -> bool:
         """Whether the broker has answered at least once."""
-        return self._listener.reached.is_set()
+        return self.listener.reached.is_set()
 
     @property
     def is_up(self) -> bool:
@@ -73,14 +73,14 @@ class Monitor:
     async def run(self) -> None:
         """Watch until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._listener.run())
+            group.create_task(self.listener.run())
             group.create_task(self._tick())
-            for poller in self._pollers:
+            for poller in self.pollers:
                 group.create_task(poller.run())
 
     def refresh(self) -> None:
         """Take in what the broker sent until now, and bring all numbers up to date."""
-        self._listener.drain()
+        self.listener.drain()
         self.cluster.refresh(self._clock())
 
     async def _tick(self) -> None:

@@ -57,6 +57,7 @@ class Poller(Generic[Question, Answer]):
         broker: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.name = collector.name
         self._collector = collector
         self._executor = executor
         self._extra = {"collector": collector.name, "broker": broker}
@@ -64,7 +65,8 @@ class Poller(Generic[Question, Answer]):
         self._success = metrics.collector_success.child(collector.name)
         self._duration = metrics.collector_duration.child(collector.name)
         self._last_success = metrics.collector_last_success.child(collector.name)
-        self._problem: str | None = None
+        #: Why the last poll failed; None if it did not.
+        self.problem: str | None = None
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -97,12 +99,12 @@ class Poller(Generic[Question, Answer]):
     def _worked(self) -> None:
         self._success.set(1)
         self._last_success.set(round(self._clock(), 3))
-        if self._problem is not None:
-            self._problem = None
+        if self.problem is not None:
+            self.problem = None
             log.info("collector works again", extra=self._extra)
 
     def _failed(self, problem: str) -> None:
         self._success.set(0)
-        if self._problem is None:
+        if self.problem is None:
             log.warning("collector failed", extra=self._extra | {"error": problem})
-        self._problem = problem
+        self.problem = problem

@@ -14,7 +14,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Final
 
-from ..broker import Broker
+from ..broker import Broker, describe
 from ..errors import BrokerUnavailable
 from ..events import Event
 from .amqp_frames import HEARTBEAT, FrameReader, ack, parse_properties
@@ -76,18 +76,21 @@ class AmqpEvents:
 
     def open(self) -> None:
         """Connect, declare and consume. Raises BrokerUnavailable."""
-        self._kombu = connection = self._broker.connection(heartbeat=HEARTBEAT_SECONDS)
+        from amqp.exceptions import AMQPError
+        from kombu.exceptions import KombuError
+
         try:
-            self._open(connection)
+            self._open()
         except BrokerUnavailable:
             self.close()
             raise
-        except (OSError, *connection.connection_errors, *connection.channel_errors) as error:
+        except (OSError, KombuError, AMQPError) as error:
             self.close()
-            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+            raise BrokerUnavailable(describe(self._broker, error)) from error
 
-    def _open(self, connection: kombu.Connection) -> None:
-        amqp: Any = connection.connect()
+    def _open(self) -> None:
+        self._kombu = self._broker.connect(heartbeat=HEARTBEAT_SECONDS)
+        amqp: Any = self._kombu.connection
         channel = amqp.channel(_CHANNEL)
         exchange = self._broker.event_exchange
         channel.exchange_declare(exchange, "topic", durable=True, auto_delete=False)
@@ -123,7 +126,7 @@ class AmqpEvents:
         except (BlockingIOError, ssl.SSLWantReadError):
             return [], False
         except OSError as error:
-            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+            raise BrokerUnavailable(describe(self._broker, error)) from error
         if count == 0:
             raise BrokerUnavailable("RabbitMQ closed the event connection")
         events: list[Event] = []
@@ -168,7 +171,7 @@ class AmqpEvents:
         except (BlockingIOError, ssl.SSLWantWriteError):
             sent = 0
         except OSError as error:
-            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+            raise BrokerUnavailable(describe(self._broker, error)) from error
         self._unsent = data[sent:]
 
     def close(self) -> None:

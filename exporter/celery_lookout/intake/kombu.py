@@ -13,7 +13,7 @@ from collections import deque
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from ..broker import REFUSED_COMPRESSION, Broker, refuse_compressed
+from ..broker import REFUSED_COMPRESSION, Broker, describe, refuse_compressed
 from ..errors import BrokerUnavailable
 from ..events import Event
 from .decode import MSGPACK_TYPES, EventDecoder
@@ -59,13 +59,12 @@ class KombuEvents:
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._theirs.setblocking(False)
-        connection: Any = self._broker.connection()
         try:
-            connection.connect()
+            connection: Any = self._broker.connect()
             consumer = self._consumer(connection)
         except Exception as error:  # each transport has its own errors, and kombu names only some of them
             self.close()
-            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+            raise BrokerUnavailable(describe(self._broker, error)) from error
         threading.Thread(
             target=self._drain, args=(connection, consumer, self._stop), daemon=True, name="kombu-events"
         ).start()
@@ -104,7 +103,7 @@ class KombuEvents:
                 with contextlib.suppress(TimeoutError):
                     connection.drain_events(timeout=1)
         except Exception as error:  # noqa: BLE001  # the thread's edge: whatever it was, the listener connects again
-            self._failure = f"{type(error).__name__}: {error}"
+            self._failure = describe(self._broker, error)
             self._wake()
         finally:
             with contextlib.suppress(Exception):

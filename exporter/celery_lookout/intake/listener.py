@@ -65,6 +65,8 @@ class Listener:
         self._failed: asyncio.Future[None] | None = None
         self._heard_at = 0.0
         self._silent = False
+        #: Why there is no connection; None while there is one.
+        self.problem: str | None = None
         #: Set once the broker has been reached; stays set.
         self.reached = asyncio.Event()
 
@@ -185,6 +187,7 @@ class Listener:
         assert self._loop is not None  # noqa: S101  # set by run()
         self._heard_at = self._loop.time()
         self._silent = False
+        self.problem = None
         self._cluster.broker_found(self._clock(), gap=gap)
         if again:
             self._cluster.exporter.reconnects.inc()
@@ -192,6 +195,7 @@ class Listener:
         log.info("listening to events", extra={"broker": self._name})
 
     def _lost(self, error: BrokerUnavailable, *, first: bool) -> None:
+        self.problem = str(error)
         self._cluster.broker_lost(self._clock())
         log.log(
             logging.WARNING if first else logging.DEBUG,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
 
-from ..broker import Broker
+from ..broker import Broker, describe
 from ..errors import BrokerUnavailable
 from ..events import Event
 from .decode import EventDecoder
@@ -55,13 +55,13 @@ class RedisEvents:
 
         try:
             self._open()
-        except (OSError, KombuError, RedisError, *self._broker.connection().connection_errors) as error:
+        except (OSError, KombuError, RedisError) as error:
             self.close()
-            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+            raise BrokerUnavailable(describe(self._broker, error)) from error
 
     def _open(self) -> None:
-        self._kombu = self._broker.connection()
-        channel: Any = self._kombu.connect() and self._kombu.channel()
+        self._kombu = self._broker.connect()
+        channel: Any = self._kombu.channel()
         verb, name = subscription(channel, self._broker.event_exchange)
         self._connection = channel.pool.make_connection()
         self._connection.connect()
@@ -83,7 +83,7 @@ class RedisEvents:
         except (BlockingIOError, ssl.SSLWantReadError):
             return [], False
         except OSError as error:
-            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+            raise BrokerUnavailable(describe(self._broker, error)) from error
         if count == 0:
             raise BrokerUnavailable("Redis closed the event connection")
         self._heard = True
@@ -118,7 +118,7 @@ class RedisEvents:
         except (BlockingIOError, ssl.SSLWantWriteError):
             pass  # the broker takes nothing in; its silence will tell
         except OSError as error:
-            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+            raise BrokerUnavailable(describe(self._broker, error)) from error
 
     def close(self) -> None:
         """Let go of the connections."""

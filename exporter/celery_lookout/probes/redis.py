@@ -18,12 +18,12 @@ from typing import Any
 
 import redis
 
-from ..broker import Broker
+from ..broker import Broker, describe
 from ..errors import ProbeFailed
 from ..readings import BrokerReading, QueueHead, QueueReading
 from .message_tail import TAIL_BYTES, read_tail
 from .names import is_task_queue
-from .session import Session, describe
+from .session import Session
 
 #: Returns only the end of the oldest element: a 5 MB message costs the network 1 KB.
 _TAIL_SCRIPT = (

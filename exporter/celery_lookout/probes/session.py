@@ -6,19 +6,15 @@ Everything here is about waiting and failing well. What is asked over the connec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from kombu.connection import Connection
 
-from ..broker import SOCKET_TIMEOUT_SECONDS, Broker
+from ..broker import SOCKET_TIMEOUT_SECONDS, Broker, describe
 from ..errors import BrokerUnavailable, LookoutError, ProbeFailed
-
-#: Characters of a driver's message that are passed on: enough for the reason, too few for a payload.
-_MESSAGE_LIMIT = 300
 
 T = TypeVar("T")
 
@@ -126,42 +122,9 @@ class Session:
             connection.collect(socket_timeout=SOCKET_TIMEOUT_SECONDS)
 
     def _open(self) -> None:
-        connection = self._settings.connection()
-        # One attempt per host of a fail-over list; the hosts of a Sentinel list belong to a single attempt.
-        hosts = 1 if self.broker.url.startswith("sentinel") else len(connection.alt or ())
         try:
-            connection.ensure_connection(max_retries=max(hosts - 1, 0))
-            if (sock := getattr(connection.connection, "sock", None)) is not None:
-                # py-amqp waits for ever for the answer to a method unless the socket itself has a limit.
-                sock.settimeout(SOCKET_TIMEOUT_SECONDS)
-            self._connection, self._channel = connection, connection.channel()
+            self._connection = self._settings.connect()
+            self._channel = self._connection.channel()
         except Exception as error:  # noqa: BLE001 - the same edge
-            self._connection = connection
             self._drop()
             raise BrokerUnavailable(describe(self.broker, error)) from None
-
-
-def describe(broker: Broker, error: BaseException) -> str:
-    """Return *error* in one line that starts with the masked URL and holds none of the broker's secrets."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    for secret in sorted(_secrets(broker), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return f"{broker.masked_url}: {text[:_MESSAGE_LIMIT]}"
-
-
-def _secrets(broker: Broker) -> Iterator[str]:
-    yield broker.url
-    for url in broker.url.split(";"):
-        with suppress(ValueError):
-            if password := urlsplit(url).password:
-                yield password
-                yield unquote(password)
-    yield from _option_secrets(broker.transport_options)
-
-
-def _option_secrets(options: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _option_secrets(value)
-        elif isinstance(value, str) and value and any(word in str(key).lower() for word in ("password", "secret")):
-            yield value
