@@ -131,8 +131,10 @@ class EventDecoder:
             return self._nothing(self._why_not(body, single))
         try:
             items = raw.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except msgspec.ValidationError:  # no batch
             return self._nothing(self._why_not(body, single))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._nothing("malformed")
         if len(items) > MAX_BATCH:
             return self._nothing("too_many")
         events: list[Event] = []
