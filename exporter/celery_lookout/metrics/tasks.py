@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .registry import Bound, Counter, Histogram, Scope
+from .registry import Bound, Counter, Gauge, Histogram, Scope
 
 #: Task bodies run from milliseconds (send a mail) to hours (a nightly export); three buckets a decade in between.
 RUNTIME_BUCKETS: Final = (
@@ -92,8 +92,8 @@ class TaskSeries:
     """The series of one (task, queue). Those that most tasks never need are made when first used."""
 
     __slots__ = (
-        "_families", "_labels", "failed", "lost", "oldest_running", "queue_wait", "received", "redelivered", "retried",
-        "retries_exhausted", "running", "runtime", "sent", "started", "succeeded",
+        "_families", "_labels", "_last_success", "failed", "lost", "oldest_running", "queue_wait", "received",
+        "redelivered", "retried", "retries_exhausted", "running", "runtime", "sent", "started", "succeeded",
     )  # fmt: skip
 
     def __init__(self, families: TaskMetrics, task: str, queue: str) -> None:
@@ -111,6 +111,7 @@ class TaskSeries:
         self.queue_wait = families.queue_wait.child(*labels)
         self.running = families.running.child(*labels)
         self.oldest_running = families.oldest_running.child(*labels)
+        self._last_success: Gauge | None = None
         self.runtime: dict[str, Histogram] = {"succeeded": families.runtime.child(*labels, "succeeded")}
         for reason in ("expired", "terminated", "revoked"):
             families.revoked.child(*labels, reason)
@@ -148,8 +149,10 @@ class TaskSeries:
 
     def succeeded_at(self, timestamp: float) -> None:
         """Show the Unix time of the last success; a late event does not turn it back."""
-        gauge = self._families.last_success.child(*self._labels)
-        gauge.set(max(gauge.value, timestamp))
+        if self._last_success is None:
+            self._last_success = self._families.last_success.child(*self._labels)
+        if timestamp > self._last_success.value:
+            self._last_success.set(timestamp)
 
     def failed_at(self, timestamp: float) -> None:
         """Show the Unix time of the last failure; a late event does not turn it back."""

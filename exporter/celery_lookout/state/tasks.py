@@ -417,6 +417,9 @@ class Tasks:
         return self._add(task_id, self._row(name or UNKNOWN, queue))
 
     def _row(self, name: str, queue_name: str) -> Row:
+        row = self._rows.get((name, queue_name))
+        if row is not None:
+            return row
         name = self._names.admit(name)
         queue = self._queues.get(queue_name)
         row = self._rows.get((name, queue.name))
