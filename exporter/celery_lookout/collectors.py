@@ -73,13 +73,7 @@ class QueuesCollector:
         for name in answer.discovered:
             self._cluster.queues.get(name)
         self._cluster.take_broker(answer.reading)
-        problem = getattr(self._probe, "management_problem", None)
-        if problem != self.problem and problem is not None:
-            log.warning(
-                "RabbitMQ management API not in use: unacked messages, and queues without workers, cannot be seen",
-                extra={"broker": self._broker, "error": problem},
-            )
-        self.problem = problem
+        self.problem = getattr(self._probe, "management_problem", None)
 
 
 class WorkersQuestion(NamedTuple):
@@ -131,7 +125,6 @@ class WorkersCollector:
         self._next_round_at = float("-inf")
         #: Workers asked already, with the boot they were in.
         self._met: dict[str, int] = {}
-        self._explained = False
 
     def question(self) -> WorkersQuestion | None:
         """Return who is due to be asked, and what is not clear about tasks; None when nobody is due."""
@@ -139,7 +132,6 @@ class WorkersCollector:
         strangers = frozenset(name for name, boots in living.items() if self._met.get(name) != boots)
         self._met = living
         silent = self._cluster.workers_without_task_events()
-        self._explain_silence(silent)
         if self._clock() < self._next_round_at:
             if not strangers:
                 return None
@@ -184,12 +176,3 @@ class WorkersCollector:
             self._probe.enable_events(worker)
         except ProbeFailed as error:
             log.warning("task events stay off", extra={"broker": self._broker, "worker": worker, "error": str(error)})
-
-    def _explain_silence(self, silent: frozenset[str]) -> None:
-        if silent and not self._explained:
-            self._explained = True
-            log.warning(
-                "workers run tasks but send no task events: start them with -E, set worker_send_task_events = True,"
-                " or run the sidecar with --control.enable-events",
-                extra={"broker": self._broker, "workers": ", ".join(sorted(silent)[:10])},
-            )

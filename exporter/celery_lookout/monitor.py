@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -10,6 +11,7 @@ from typing import Final
 
 from .broker import Broker
 from .collectors import QueueProbe, QueuesCollector, WorkersCollector
+from .findings import findings
 from .intake.decode import REASONS, EventDecoder
 from .intake.listener import Listener
 from .intake.source import EventSource
@@ -21,6 +23,11 @@ from .state.cluster import Cluster
 
 #: Seconds between two looks at what is due while nothing comes in: every read and every scrape looks, too.
 TICK_SECONDS: Final = 1.0
+
+#: Seconds between two looks at what may be wrong with the set-up: some heartbeats, and an answer from the workers.
+EXPLAIN_SECONDS: Final = 10.0
+
+log = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -75,6 +82,7 @@ class Monitor:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.listener.run())
             group.create_task(self._tick())
+            group.create_task(self._explain())
             for poller in self.pollers:
                 group.create_task(poller.run())
 
@@ -82,6 +90,16 @@ class Monitor:
         """Take in what the broker sent until now, and bring all numbers up to date."""
         self.listener.drain()
         self.cluster.refresh(self._clock())
+
+    async def _explain(self) -> None:
+        """Log what is wrong with the set-up, each thing once."""
+        said = {"collector", "broker"}  # these say it themselves, when it happens
+        while True:
+            await asyncio.sleep(EXPLAIN_SECONDS)
+            for finding in findings(self):
+                if finding.level != "ok" and finding.topic not in said:
+                    said.add(finding.topic)
+                    log.warning(finding.what, extra={"broker": self.name, "mend": finding.mend})
 
     async def _tick(self) -> None:
         while True:

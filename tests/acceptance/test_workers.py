@@ -89,4 +89,4 @@ def test_missing_task_events_are_said_once_and_left_off(
     client.wait(*[client.send("noop") for _ in range(5)])
     sidecar.wait_for("celery_worker_tasks_processed_total", 10, worker="quiet@host")
     assert sidecar.log.read_text().count("send no task events") == 1
-    assert b"start workers with -E" in sidecar.get("/").body
+    assert b"start them with -E" in sidecar.get("/").body

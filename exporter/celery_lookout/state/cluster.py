@@ -202,19 +202,11 @@ class Cluster:
             self.tasks.let_go_silently(worker, set(task_ids).intersection(self._long_held(worker)))
 
     def summary(self) -> dict[str, Any]:
-        """Return what the status page shows: ``queues``, ``workers`` and ``hints``, JSON-able."""
+        """Return what the status page shows: ``queues`` and ``workers``, JSON-able."""
         consumers = self.workers.consumers(self._now)
-        silent = self.workers_without_task_events()
-        hints = []
-        if silent:
-            hints.append(
-                f"No task events from {', '.join(sorted(silent))}:"
-                " start workers with -E or set worker_send_task_events = True."
-            )
         return {
             "queues": self.queues.summary(self._now, consumers),
             "workers": self.workers.summary(self._now),
-            "hints": hints,
         }
 
     def _online(self, event: Event) -> None:

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from .. import __version__
+from ..findings import findings
 from ..monitor import Monitor
 
 _STYLE = """\
@@ -29,6 +30,7 @@ def _broker(monitor: Monitor) -> dict[str, Any]:
         "name": monitor.broker.name,
         "url": monitor.broker.masked_url,
         "up": monitor.is_up,
+        "hints": [f"{finding.what}: {finding.mend}." for finding in findings(monitor) if finding.level != "ok"],
     } | monitor.cluster.summary()
 
 
