@@ -1,4 +1,4 @@
-"""What anybody may write to the broker: usable events come out, everything else is counted by reason, nothing raises."""
+"""What anybody may write to the broker: usable events come out, everything else is counted, nothing raises."""
 
 from __future__ import annotations
 

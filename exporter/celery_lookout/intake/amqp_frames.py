@@ -36,6 +36,8 @@ _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 1 << 15, 1 << 14, 1 << 13
 #: A frame larger than what was negotiated means that we are out of step.
 _FRAME_MAX: Final = 131_072 + 8
 
+_OUT_OF_STEP: Final = "RabbitMQ's event connection is out of step"
+
 
 class Properties(NamedTuple):
     """Of a message's properties, what decides whether we read its body."""
@@ -109,21 +111,23 @@ class FrameReader:
             kind, _, size = unpack(data, at)
             stop = at + 7 + size
             if size > _FRAME_MAX:
-                raise BrokerUnavailable("RabbitMQ's event connection is out of step")
+                raise BrokerUnavailable(_OUT_OF_STEP)
             if stop >= end:
                 break
             if data[stop] != _FRAME_END:
-                raise BrokerUnavailable("RabbitMQ's event connection is out of step")
-            if kind == _BODY:
-                delivery = self._body(data[at + 7 : stop])
-                if delivery is not None:
-                    yield delivery
-            elif kind == _HEADER:
-                delivery = self._header(data[at + 7 : stop])
-                if delivery is not None:
-                    yield delivery
-            elif kind == _METHOD:
-                self._method(data[at + 7 : stop])
+                raise BrokerUnavailable(_OUT_OF_STEP)
+            delivery = None
+            try:
+                if kind == _BODY:
+                    delivery = self._body(data[at + 7 : stop])
+                elif kind == _HEADER:
+                    delivery = self._header(data[at + 7 : stop])
+                elif kind == _METHOD:
+                    self._method(data[at + 7 : stop])
+            except (struct.error, IndexError) as error:  # a frame too short for what it says it is
+                raise BrokerUnavailable(_OUT_OF_STEP) from error
+            if delivery is not None:
+                yield delivery
             at = stop + 1
         self._pending = data[at:]
 
