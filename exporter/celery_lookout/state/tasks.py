@@ -172,12 +172,8 @@ class Tasks:
         self._now = now
         if self._sent_heard_at is None:
             self._sent_heard_at = now  # publishers get the benefit of the doubt at first
-        while self._held:
-            task_id, held = next(iter(self._held.items()))
-            if now - held.since < HOLD_SECONDS and len(self._held) <= HELD_LIMIT:
-                break
-            del self._held[task_id]
-            self._count_held(task_id, held)
+        for task_id in self._held_long_enough(now):
+            self._count_held(task_id, self._held.pop(task_id))
         while self._ended and now - self._ended[0][0] > ENDED_SECONDS:
             task_id = self._ended.popleft()[1]
             task = self._tasks.get(task_id)
@@ -396,6 +392,16 @@ class Tasks:
             self._held[event.uuid] = Held(self._now, [event])
             return None
         return self._adopt(event.uuid, event.name, event.hostname)
+
+    def _held_long_enough(self, now: float) -> list[str]:
+        """Return the ids whose events are to be counted now, oldest first; all at once, as ``EVICTED_SHARE`` tells."""
+        excess = len(self._held) - HELD_LIMIT
+        found: list[str] = []
+        for task_id, held in self._held.items():
+            if now - held.since < HOLD_SECONDS and len(found) >= excess:
+                break
+            found.append(task_id)
+        return found
 
     def _count_held(self, task_id: str, held: Held) -> None:
         name = next((event.name for event in held.events if event.name), None)
