@@ -202,11 +202,12 @@ class Cluster:
             self.tasks.let_go_silently(worker, set(task_ids).intersection(self._long_held(worker)))
 
     def summary(self) -> dict[str, Any]:
-        """Return what the status page shows: ``queues`` and ``workers``, JSON-able."""
+        """Return what the status page shows: ``queues``, ``workers`` and ``tasks``, JSON-able."""
         consumers = self.workers.consumers(self._now)
         return {
             "queues": self.queues.summary(self._now, consumers),
             "workers": self.workers.summary(self._now),
+            "tasks": self.tasks.summary(),
         }
 
     def _online(self, event: Event) -> None:

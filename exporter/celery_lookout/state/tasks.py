@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -198,6 +198,21 @@ class Tasks:
             row.series.running.set(row.running)
             row.series.oldest_running.set(round(max(now - row.running_since, 0.0), 3) if row.running else 0)
         self._exporter.tasks_tracked.set(len(self._tasks))
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Return a row per (task, queue) for the status page, the busiest first."""
+        rows = [
+            {
+                "task": name,
+                "queue": queue,
+                "running": int(row.series.running.value),
+                "succeeded": int(row.series.succeeded.value),
+                "failed": int(row.series.failed.value),
+                "retried": int(row.series.retried.value),
+            }
+            for (name, queue), row in self._rows.items()
+        ]
+        return sorted(rows, key=lambda row: -(row["running"] + row["succeeded"] + row["failed"]))
 
     # -- events
 

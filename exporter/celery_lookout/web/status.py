@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 from .. import __version__
 from ..findings import findings
@@ -13,11 +13,18 @@ from ..monitor import Monitor
 _STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1f2933 }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem } small { color: #6b7785; font-weight: normal }
-table { border-collapse: collapse; width: 100% } .bad { color: #b42318 } .good { color: #18794e }
+table { border-collapse: collapse; width: 100%; margin-bottom: 1.5rem } .bad { color: #b42318 } .good { color: #18794e }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e4e8ec }
 td.number { font-variant-numeric: tabular-nums }
 @media (prefers-color-scheme: dark) { body { background: #14181d; color: #d8dee6 } th, td { border-color: #2b323b } }
 """
+
+
+#: Seconds after which a browser loads the page again.
+REFRESH_SECONDS: Final = 5
+
+#: Rows of the table of tasks on the page; the JSON has them all.
+TASKS_SHOWN: Final = 200
 
 
 def status(monitors: Sequence[Monitor]) -> dict[str, Any]:
@@ -39,6 +46,7 @@ def page(content: Mapping[str, Any], telemetry_path: str) -> str:
     brokers = "".join(_broker_section(broker) for broker in content["brokers"])
     return (
         "<!DOCTYPE html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<meta http-equiv=refresh content={REFRESH_SECONDS}>"
         f"<title>celery-lookout</title><style>{_STYLE}</style>"
         f"<h1>celery-lookout <small>{escape(content['version'])}</small></h1>"
         f"<p><a href='{escape(telemetry_path)}'>metrics</a> · <a href='/api/v1/status'>this page as JSON</a> · "
@@ -64,7 +72,14 @@ def _broker_section(broker: Mapping[str, Any]) -> str:
         ),
     )
     hints = "".join(f"<p class=bad>{escape(hint)}</p>" for hint in broker["hints"])
-    return f"<h2>{title} <small>{state}</small></h2>{hints}{queues}{workers}"
+    tasks = _table(
+        ("Task", "Queue", "Running", "Succeeded", "Failed", "Retried"),
+        (
+            (row["task"], row["queue"], row["running"], row["succeeded"], row["failed"], row["retried"])
+            for row in broker["tasks"][:TASKS_SHOWN]
+        ),
+    )
+    return f"<h2>{title} <small>{state}</small></h2>{hints}{queues}{workers}{tasks}"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
