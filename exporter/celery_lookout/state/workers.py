@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..events import Event
 from ..metrics.workers import LOAD_PERIODS, WorkerMetrics
@@ -33,6 +33,13 @@ SKEW_SAMPLES: Final = 8
 
 #: Heartbeats over which a worker's count is compared with ours, and found silent: events overtake each other a little.
 SETTLING_HEARTBEATS: Final = 2
+
+
+class Unseen(NamedTuple):
+    """Starts that a worker had counted and we had not seen, when it had ``processed`` so many."""
+
+    starts: int
+    processed: int
 
 
 @dataclass(slots=True, eq=False)
@@ -64,9 +71,11 @@ class Worker:
     counted_from: int | None = None
     processed: int = 0
     #: How many of its starts we did not see, at the last heartbeats. Events overtake each other: the least is true.
-    unseen: deque[int] = field(default_factory=lambda: deque(maxlen=SETTLING_HEARTBEATS))
-    #: ``unseen`` before the gap that is being measured; None while there is none.
-    unseen_before_gap: int | None = None
+    unseen: deque[Unseen] = field(default_factory=lambda: deque(maxlen=SETTLING_HEARTBEATS))
+    #: The least of them before the gap that is being measured; None while there is none.
+    before_gap: Unseen | None = None
+    #: Part of its starts that we do not see in ordinary operation: of tasks with ``send_events = False``.
+    quiet_share: float = 0.0
     sends_task_events: bool | None = None
     #: Starts seen by the last heartbeat, and the heartbeats since in which the worker counted starts and we saw none.
     starts_at_heartbeat: int = 0
@@ -122,7 +131,9 @@ class Workers:
         if gap:
             for worker in self._workers.values():
                 if worker.unseen:
-                    worker.unseen_before_gap = min(worker.unseen)
+                    worker.before_gap = least = min(worker.unseen)
+                    counted = least.processed - (worker.counted_from or 0)
+                    worker.quiet_share = min(max(least.starts / counted, 0.0), 1.0) if counted > 0 else 0.0
                     worker.unseen.clear()
 
     def heartbeat(self, worker: Worker, event: Event, now: float, *, live: bool) -> int:
@@ -227,8 +238,8 @@ class Workers:
         worker.starts = worker.starts_at_heartbeat = worker.silent_heartbeats = worker.processed = 0
         worker.counted_from = 0
         worker.unseen.clear()
-        if worker.unseen_before_gap is not None:
-            worker.unseen_before_gap = 0
+        if worker.before_gap is not None:
+            worker.before_gap = Unseen(0, 0)
         worker.scheduled = None
         worker.differences.clear()
 
@@ -238,12 +249,17 @@ class Workers:
             worker.counted_from = processed - worker.starts
         self._judge_silence(worker, processed)
         worker.processed = processed
-        worker.unseen.append(processed - worker.counted_from - worker.starts)
-        before = worker.unseen_before_gap
+        worker.unseen.append(Unseen(processed - worker.counted_from - worker.starts, processed))
+        before = worker.before_gap
         if before is None or len(worker.unseen) < SETTLING_HEARTBEATS:
             return 0
-        worker.unseen_before_gap = None
-        return max(min(worker.unseen) - before, 0)
+        worker.before_gap = None
+        least = min(worker.unseen)
+        lost = max(round(least.starts - before.starts - worker.quiet_share * (least.processed - before.processed)), 0)
+        worker.counted_from += lost
+        worker.unseen.clear()
+        worker.unseen.append(Unseen(least.starts - lost, least.processed))
+        return lost
 
     @staticmethod
     def _judge_silence(worker: Worker, processed: int) -> None:

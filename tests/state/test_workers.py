@@ -1,0 +1,344 @@
+"""Workers: alive or not, how busy, and what of them was missed."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_lookout.readings import ConsumedQueue, WorkerReading
+from celery_lookout.state.workers import KEEP_SECONDS
+from tests.clusters import EPOCH, Watched, heartbeat, offline, online, received, sent, series, started, succeeded
+
+UP = series("celery_worker_up", worker="w@h")
+LOST = "celery_exporter_events_lost_total"
+
+
+def of_worker(name: str, **labels: str) -> str:
+    return series(f"celery_worker_{name}", worker="w@h", **labels)
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+def beat_on(watched: Watched, seconds: int, *, processed: int = 0, **fields: int) -> None:
+    """Let the worker live on, with a heartbeat every two seconds."""
+    start = int(watched.seconds)
+    watched.hear_each(heartbeat(second, processed=processed, **fields) for second in range(start, start + seconds, 2))
+
+
+def run_tasks(watched: Watched, count: int, *, heard: bool = True, uuid: str = "t") -> None:
+    """Let the worker run tasks, of which we hear or not."""
+    if heard:
+        at = watched.seconds
+        for number in range(count):
+            name = f"{uuid}{number}-{at}"
+            watched.hear(sent(at, uuid=name), received(at, uuid=name), started(at, uuid=name), succeeded(at, uuid=name))
+
+
+def test_worker_is_up_while_its_heartbeats_are_fresh(watched: Watched) -> None:
+    watched.hear(heartbeat(0, freq=2.0))
+    watched.wait_until(8.9)
+    assert watched.series()[UP] == 1
+    watched.wait_until(9.1)
+    assert watched.series()[UP] == 0
+
+
+def test_slow_heartbeats_are_waited_for(watched: Watched) -> None:
+    watched.hear(heartbeat(0, freq=30.0))
+    watched.wait_until(64)
+    assert watched.series()[UP] == 1
+    watched.wait_until(66)
+    assert watched.series()[UP] == 0
+
+
+def test_a_worker_that_comes_back_is_up(watched: Watched) -> None:
+    watched.hear(heartbeat(0))
+    watched.wait(60)
+    assert watched.series()[UP] == 0
+    watched.hear(heartbeat(60))
+    assert watched.series()[UP] == 1
+
+
+def test_nobody_counts_as_gone_while_the_broker_is_away(watched: Watched) -> None:
+    watched.hear(heartbeat(0))
+    watched.wait_until(2)
+    watched.cluster.broker_lost(watched.now)
+    watched.wait_until(600)
+    assert watched.series()[UP] == 1
+    watched.cluster.broker_found(watched.now, gap=True)
+    watched.wait_until(606)
+    assert watched.series()[UP] == 1
+    watched.wait_until(608)
+    assert watched.series()[UP] == 0
+
+
+def test_who_was_gone_before_the_broker_stays_gone(watched: Watched) -> None:
+    watched.hear(heartbeat(0))
+    watched.wait_until(60)
+    watched.cluster.broker_lost(watched.now)
+    watched.wait_until(120)
+    watched.cluster.broker_found(watched.now, gap=True)
+    assert watched.series()[UP] == 0
+
+
+def test_broker_up_follows_the_connection(watched: Watched) -> None:
+    watched.cluster.broker_found(watched.now, gap=False)
+    assert watched.series()["celery_exporter_broker_up"] == 1
+    watched.cluster.broker_lost(watched.now)
+    assert watched.series()["celery_exporter_broker_up"] == 0
+
+
+def test_goodbye_is_graceful_and_vanishing_is_not(watched: Watched) -> None:
+    graceful = of_worker("shutdown_graceful")
+    watched.hear(online(0))
+    assert (watched.series()[UP], watched.series()[graceful]) == (1, 0)
+    watched.wait(60)
+    assert (watched.series()[UP], watched.series()[graceful]) == (0, 0)
+    watched.hear(online(60, pid=2), offline(61, pid=2))
+    assert (watched.series()[UP], watched.series()[graceful]) == (0, 1)
+    watched.hear(online(70, pid=3))
+    assert (watched.series()[UP], watched.series()[graceful]) == (1, 0)
+
+
+def test_two_hours_after_its_last_heartbeat_every_series_of_a_worker_goes(watched: Watched) -> None:
+    watched.hear(heartbeat(0), heartbeat(0, worker="other@h"))
+    reading = WorkerReading("w@h", EPOCH, "prefork", 4, 1, 7, 10**8, 5.5, (ConsumedQueue("mail", "mail", "mail"),))
+    watched.cluster.take_workers([reading])
+    watched.series()
+    watched.hear_each(heartbeat(second, worker="other@h") for second in range(0, int(KEEP_SECONDS), 2))
+    assert watched.series()[UP] == 0
+    before = {name for name in watched.series() if 'worker="w@h"' in name}
+    assert len(before) == 15
+    watched.hear(heartbeat(KEEP_SECONDS + 1, worker="other@h"))
+    after = watched.series()
+    assert {name for name in after if 'worker="w@h"' in name} == set()
+    assert after[series("celery_worker_up", worker="other@h")] == 1
+    assert watched.registry.series == len(after)
+
+
+def test_skew_is_the_workers_clock_minus_ours(watched: Watched) -> None:
+    watched.hear(heartbeat(100), at=10)
+    watched.hear(heartbeat(101.5), at=12)
+    assert watched.series()[of_worker("clock_skew_seconds")] == 90
+    watched.hear(online(-20, pid=2), at=14)
+    assert watched.series()[of_worker("clock_skew_seconds")] == -34
+
+
+def test_events_that_waited_in_a_queue_say_nothing_about_skew_and_are_as_old_as_they_say(watched: Watched) -> None:
+    watched.hear(heartbeat(10), at=500, live=False)
+    shown = watched.series()
+    assert of_worker("clock_skew_seconds") not in shown
+    assert shown[UP] == 0
+    assert shown[of_worker("last_heartbeat_timestamp_seconds")] == EPOCH + 10
+    watched.hear(heartbeat(499), at=501, live=False)
+    assert watched.series()[UP] == 1
+
+
+def test_a_heartbeat_without_load_keeps_what_is_known(watched: Watched) -> None:
+    """The answer to a broadcast has none, and another interval."""
+    watched.hear(heartbeat(0, active=3, processed=10, loadavg=(1.0, 2.0, 3.0), freq=2.0))
+    before = watched.series("celery_worker_")
+    watched.hear(heartbeat(0.0, active=None, processed=None, loadavg=None, freq=5.0))
+    assert watched.series("celery_worker_") == before
+    watched.wait_until(9.5)
+    assert watched.series()[UP] == 0
+
+
+def test_a_heartbeat_shows_load_and_work(watched: Watched) -> None:
+    watched.hear(heartbeat(0, active=3, processed=10, loadavg=(1.0, 2.0, 3.0), sw_ver="5.7.0"))
+    shown = watched.series()
+    assert shown[of_worker("tasks_active")] == 3
+    assert shown[of_worker("tasks_processed_total")] == 10
+    assert [shown[of_worker("load_average", period=period)] for period in ("1m", "5m", "15m")] == [1, 2, 3]
+    assert shown[of_worker("info", version="5.7.0", pool="")] == 1
+    watched.wait(60)
+    assert watched.series()[of_worker("tasks_active")] == 0
+
+
+def test_the_pool_is_shown_once_it_is_known(watched: Watched) -> None:
+    watched.hear(heartbeat(0, sw_ver="5.7.0"))
+    watched.series()
+    watched.cluster.take_workers([WorkerReading("w@h", EPOCH, pool="prefork", slots=8)])
+    shown = watched.series("celery_worker_info")
+    assert shown == {of_worker("info", version="5.7.0", pool="prefork"): 1}
+    assert watched.series()[of_worker("slots")] == 8
+
+
+def test_what_a_worker_did_not_answer_stays(watched: Watched) -> None:
+    watched.cluster.take_workers(
+        [WorkerReading("w@h", EPOCH, pool="prefork", slots=8, main_max_memory_bytes=1000, main_cpu_seconds=2.5)]
+    )
+    before = watched.series("celery_worker_")
+    watched.cluster.take_workers([WorkerReading("w@h", EPOCH + 5)])
+    assert watched.series("celery_worker_") == before
+
+
+def test_a_worker_without_heartbeats_shows_what_it_answers(watched: Watched) -> None:
+    watched.cluster.take_workers([WorkerReading("w@h", EPOCH, processed=12)])
+    assert watched.series()[of_worker("tasks_processed_total")] == 12
+    assert UP not in watched.series()
+
+
+def test_queues_show_their_living_workers_and_slots(watched: Watched) -> None:
+    queue = (ConsumedQueue("mail", "mail", "mail"),)
+    for name, slots in (("w@h", 4), ("other@h", 2)):
+        watched.hear(heartbeat(0, worker=name))
+        watched.cluster.take_workers([WorkerReading(name, EPOCH, slots=slots, queues=queue)])
+    names = [series(f"celery_queue_{name}", queue="mail") for name in ("workers", "slots", "consumers")]
+    assert [watched.series()[name] for name in names] == [2, 6, 2]
+    watched.hear(offline(1, worker="other@h"))
+    assert [watched.series()[name] for name in names] == [1, 4, 1]
+    watched.wait(60)
+    assert [watched.series()[name] for name in names] == [0, 0, 0]
+
+
+# -- events lost
+
+
+def test_ordinary_operation_loses_nothing(watched: Watched) -> None:
+    """Heartbeats and starts overtake each other."""
+    done = 0
+    for second in range(0, 60, 2):
+        watched.hear(heartbeat(second, processed=done + (second % 4) // 2))
+        run_tasks(watched, 3)
+        done += 3
+    assert watched.series()[LOST] == 0
+
+
+def test_starts_missed_in_a_gap_are_counted(watched: Watched) -> None:
+    beat_on(watched, 6)
+    run_tasks(watched, 5)
+    beat_on(watched, 6, processed=5)
+    watched.cluster.broker_lost(watched.now)
+    watched.wait(10)
+    watched.cluster.broker_found(watched.now, gap=True)
+    beat_on(watched, 10, processed=12)
+    assert watched.series()[LOST] == 7
+    beat_on(watched, 10, processed=12)
+    assert watched.series()[LOST] == 7
+
+
+def test_starts_after_a_gap_are_not_lost(watched: Watched) -> None:
+    beat_on(watched, 6)
+    watched.cluster.broker_lost(watched.now)
+    watched.wait(10)
+    watched.cluster.broker_found(watched.now, gap=True)
+    run_tasks(watched, 4)
+    beat_on(watched, 10, processed=6)
+    assert watched.series()[LOST] == 2
+
+
+def test_nothing_is_lost_when_the_broker_kept_the_events(watched: Watched) -> None:
+    beat_on(watched, 6)
+    watched.cluster.broker_lost(watched.now)
+    watched.wait(10)
+    watched.cluster.broker_found(watched.now, gap=False)
+    run_tasks(watched, 4)
+    beat_on(watched, 10, processed=4)
+    assert watched.series()[LOST] == 0
+
+
+def test_tasks_without_events_are_not_lost_ones(watched: Watched) -> None:
+    """``send_events = False`` on a task: the worker counts it, and nobody hears of it, gap or no gap."""
+    done = 0
+    for second in range(0, 40, 2):
+        run_tasks(watched, 1)
+        done += 3
+        watched.hear(heartbeat(second, processed=done))
+    watched.cluster.broker_lost(watched.now)
+    watched.cluster.broker_found(watched.now, gap=True)
+    beat_on(watched, 10, processed=done)
+    assert watched.series()[LOST] == 0
+
+
+def test_lost_starts_are_told_from_those_of_tasks_without_events(watched: Watched) -> None:
+    done = 0
+    for second in range(0, 40, 2):
+        run_tasks(watched, 1)
+        done += 4
+        watched.hear(heartbeat(second, processed=done))
+    watched.cluster.broker_lost(watched.now)
+    watched.cluster.broker_found(watched.now, gap=True)
+    beat_on(watched, 10, processed=done + 40)
+    assert watched.series()[LOST] == 10
+
+
+def test_a_second_gap_is_measured_by_itself(watched: Watched) -> None:
+    processed = 0
+    for lost in (5, 3):
+        run_tasks(watched, 20)
+        processed += 20
+        beat_on(watched, 6, processed=processed)
+        watched.cluster.broker_lost(watched.now)
+        watched.cluster.broker_found(watched.now, gap=True)
+        processed += lost
+        beat_on(watched, 6, processed=processed)
+    assert watched.series()[LOST] == 8
+
+
+def test_a_new_process_in_the_gap_begins_to_count_at_zero(watched: Watched) -> None:
+    beat_on(watched, 6, processed=100)
+    watched.cluster.broker_lost(watched.now)
+    watched.wait(10)
+    watched.cluster.broker_found(watched.now, gap=True)
+    beat_on(watched, 10, processed=3, pid=2)
+    assert watched.series()[LOST] == 3
+    assert watched.series()[of_worker("tasks_processed_total")] == 3
+
+
+def test_a_new_process_without_a_gap_has_lost_nothing(watched: Watched) -> None:
+    beat_on(watched, 6, processed=100)
+    watched.hear(online(watched.seconds, pid=2))
+    beat_on(watched, 10, processed=0, pid=2)
+    assert watched.series()[LOST] == 0
+
+
+def test_a_worker_first_heard_in_the_middle_of_its_life_has_lost_nothing(watched: Watched) -> None:
+    beat_on(watched, 10, processed=100_000)
+    assert watched.series()[LOST] == 0
+
+
+# -- task events on or off
+
+
+def test_a_worker_that_counts_and_says_nothing_has_its_events_off(watched: Watched) -> None:
+    for second in range(0, 10, 2):
+        watched.hear(heartbeat(second, processed=second))
+    assert watched.series()[of_worker("task_events_enabled")] == 0
+    run_tasks(watched, 1)
+    assert watched.series()[of_worker("task_events_enabled")] == 1
+
+
+def test_an_idle_worker_may_have_them_on_or_off(watched: Watched) -> None:
+    beat_on(watched, 60)
+    assert of_worker("task_events_enabled") not in watched.series()
+
+
+def test_a_new_boot_is_a_stranger(watched: Watched) -> None:
+    watched.hear(online(0))
+    first = watched.cluster.living_workers()
+    watched.hear(online(10, pid=2))
+    second = watched.cluster.living_workers()
+    assert first.keys() == second.keys() == {"w@h"}
+    assert first["w@h"] != second["w@h"]
+    watched.wait(60)
+    assert watched.cluster.living_workers() == {}
+
+
+def test_a_reboot_empties_the_reserve(watched: Watched) -> None:
+    watched.hear(online(0), sent(0), received(0.1))
+    assert watched.series()[of_worker("tasks_reserved")] == 1
+    watched.hear(online(5, pid=2))
+    assert watched.series()[of_worker("tasks_reserved")] == 0
+
+
+def test_status_says_what_became_of_each_worker(watched: Watched) -> None:
+    watched.hear(heartbeat(0, worker="gone@h"))
+    watched.wait(60)
+    watched.hear(heartbeat(60, worker="up@h"), online(60, worker="stopped@h"), offline(60, worker="stopped@h"))
+    assert [(row["worker"], row["state"]) for row in watched.cluster.summary()["workers"]] == [
+        ("gone@h", "gone"),
+        ("stopped@h", "stopped"),
+        ("up@h", "up"),
+    ]
