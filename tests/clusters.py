@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import prometheus_client.openmetrics.parser
+import prometheus_client.parser
+
 from celery_lookout.events import Event
 from celery_lookout.metrics.registry import Registry, Scope
 from celery_lookout.state.cluster import Cluster, ClusterOptions
@@ -29,6 +32,12 @@ def parse(text: str) -> dict[str, float]:
     """Return exposition text as series to value, in its order."""
     lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {series: float(value) for series, _, value in lines}
+
+
+def families(text: str, *, openmetrics: bool = False) -> list[Any]:
+    """Return what prometheus-client's own parser makes of exposition text; it raises ValueError where it cannot."""
+    module: Any = prometheus_client.openmetrics.parser if openmetrics else prometheus_client.parser
+    return list(module.text_string_to_metric_families(text))
 
 
 class Watched:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import gzip
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from celery_lookout.metrics.exporter import ProcessMetrics
 from celery_lookout.metrics.exposition import Exposition
 from celery_lookout.metrics.registry import Registry, Scope
+from tests.clusters import families
 
 #: As Prometheus 3 asks.
 PROMETHEUS = (
@@ -33,7 +32,7 @@ def exposition() -> Exposition:
 def test_text_for_everybody(accept: str, exposition: Exposition) -> None:
     scrape = exposition.scrape(accept, "")
     assert scrape.headers["Content-Type"].startswith("text/plain; version=")
-    names = {family.name for family in parse_text(scrape.body.decode())}
+    names = {family.name for family in families(scrape.body.decode())}
     assert {"made", "took_seconds", "python_gc_collections", "python_info"} <= names
 
 
@@ -44,7 +43,7 @@ def test_openmetrics_for_those_who_ask(accept: str, exposition: Exposition) -> N
     text = scrape.body.decode()
     assert text.endswith("# EOF\n")
     assert text.count("# EOF") == 1
-    assert {"made", "took_seconds", "python_info"} <= {family.name for family in parse_openmetrics(text)}
+    assert {"made", "took_seconds", "python_info"} <= {family.name for family in families(text, openmetrics=True)}
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.exposition import generate_latest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from celery_lookout.metrics.limits import LabelBudget
 from celery_lookout.metrics.registry import OTHER, Registry, Scope
+from tests.clusters import families
 
 BOUNDS = (0.1, 1.0, 2.5, 10.0)
 
@@ -48,7 +47,7 @@ def test_families_without_series_are_not_shown(registry: Registry) -> None:
 def test_help_is_escaped(registry: Registry) -> None:
     Scope(registry).gauge("level", "One\\two\nthree").child()
     assert registry.render().startswith("# HELP level One\\\\two\\nthree\n")
-    (family,) = parse_text(registry.render())
+    (family,) = families(registry.render())
     assert family.documentation == "One\\two\nthree"
 
 
@@ -96,11 +95,9 @@ def test_both_parsers_give_any_label_value_back(value: str) -> None:
     scope = Scope(registry)
     scope.counter("made_total", "x", ("kind",)).child(value).inc()
     scope.histogram("took_seconds", "x", ("kind",), BOUNDS).child(value).observe(1)
-    for families in (
-        parse_text(registry.render()),
-        parse_openmetrics(registry.render(openmetrics=True) + "# EOF\n"),
-    ):
-        samples = [sample for family in families for sample in family.samples]
+    for openmetrics in (False, True):
+        text = registry.render(openmetrics=openmetrics) + "# EOF\n" * openmetrics
+        samples = [sample for family in families(text, openmetrics=openmetrics) for sample in family.samples]
         assert {sample.labels["kind"] for sample in samples} == {_readable(value)}
         assert len(samples) == 1 + len(BOUNDS) + 3
 
@@ -122,13 +119,13 @@ def test_histogram_text_is_what_prometheus_client_writes(observations: list[floa
         other.observe(observation)
     expected = [
         (sample.name, sample.labels, sample.value)
-        for family in parse_text(generate_latest(theirs).decode())
+        for family in families(generate_latest(theirs).decode())
         for sample in family.samples
         if not sample.name.endswith("_created")
     ]
-    text = registry.render(openmetrics=openmetrics)
-    families = parse_openmetrics(text + "# EOF\n") if openmetrics else parse_text(text)
-    assert [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples] == expected
+    text = registry.render(openmetrics=openmetrics) + "# EOF\n" * openmetrics
+    (family,) = families(text, openmetrics=openmetrics)
+    assert [(sample.name, sample.labels, sample.value) for sample in family.samples] == expected
 
 
 def test_text_is_kept_until_the_value_changes(registry: Registry) -> None:
@@ -242,5 +239,5 @@ def test_budget_admits_the_first_values_and_counts_the_others() -> None:
 
 def test_budget_keeps_one_copy_of_each_string() -> None:
     budget = LabelBudget(2)
-    first = budget.admit("".join(["long", " name"]))
-    assert budget.admit("".join(["long", " name"])) is first
+    first = budget.admit(str(b"long name", "ascii"))
+    assert budget.admit(str(b"long name", "ascii")) is first

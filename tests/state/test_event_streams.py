@@ -14,8 +14,6 @@ from typing import Any
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from celery_lookout.events import Event
 from celery_lookout.metrics.exposition import Exposition
@@ -25,6 +23,7 @@ from tests.clusters import (
     EPOCH,
     Watched,
     failed,
+    families,
     heartbeat,
     parse,
     received,
@@ -295,10 +294,9 @@ def test_every_exposition_parses(events: list[Event], accept: str) -> None:
     hear_slowly(watched, events)
     watched.cluster.refresh(watched.now)
     text = Exposition(watched.registry).scrape(accept, "").body.decode()
-    families = list((parse_openmetrics if accept else parse_text)(text))
     ours = {
         sample.name: sample.value
-        for family in families
+        for family in families(text, openmetrics=bool(accept))
         for sample in family.samples
         if sample.name.startswith("celery_") and not sample.labels
     }
