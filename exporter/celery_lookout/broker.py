@@ -29,8 +29,11 @@ _MESSAGE_LIMIT = 300
 _REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+socket", "sentinel"})
 _AMQP_SCHEMES = frozenset({"amqp", "amqps", "pyamqp"})
 
-#: Greedy, so that a password with an unescaped ``@`` or ``/`` does not show its tail.
-_USERINFO = re.compile(r"(?<=://)[^;]*@")
+_SCHEME = re.compile(r"[a-z][a-z0-9+]*://")
+#: Greedy, so that a password with an unescaped ``@``, ``/`` or ``;`` does not show its tail. Ends at a fail-over URL.
+_USERINFO = re.compile(r"(?<=://)(?:(?!;[a-z][a-z0-9+]*://).)*@", re.DOTALL)
+#: The same for what is no URL.
+_BEFORE_HOST = re.compile(r"^.*@", re.DOTALL)
 _QUERY_SECRET = re.compile(r"(?i)([?&][^=&;]*(?:password|secret|token)[^=&;]*=)[^&;]*")
 
 
@@ -47,7 +50,7 @@ class Broker:
     control_exchange: str = "celery"
 
     def __post_init__(self) -> None:
-        if not re.match(r"^[a-z][a-z0-9+]*://", self.url):
+        if not _SCHEME.match(self.url):
             raise SettingsError(
                 f"--broker {self.masked_url!r} is not a broker URL: write for example redis://host:6379/0 or amqp://user:password@host//"
             )
@@ -63,7 +66,8 @@ class Broker:
     @property
     def masked_url(self) -> str:
         """The URL without user, password or secret query values: fit for logs, pages and errors."""
-        return _QUERY_SECRET.sub(r"\1***", _USERINFO.sub("***@", self.url))
+        userinfo = _USERINFO if _SCHEME.match(self.url) else _BEFORE_HOST
+        return _QUERY_SECRET.sub(r"\1***", userinfo.sub("***@", self.url))
 
     def connection(self, *, heartbeat: int = 0) -> kombu.Connection:
         """Return an unopened kombu connection. Its own ways to open retry for long or for ever: use ``connect``."""

@@ -169,8 +169,13 @@ def read_file(path: str) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"--config {path!r} cannot be read: {' '.join(str(error).split())}") from error
+    except yaml.YAMLError as error:
+        # Its own text quotes the file, passwords and all.
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark is not None else ""
+        raise SettingsError(f"--config {path!r} cannot be read: it is not YAML{line}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {path!r} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"--config {path!r} must be a mapping of option names to values")
     known = {option.name: option for option in OPTIONS}
@@ -179,7 +184,8 @@ def read_file(path: str) -> dict[str, Any]:
         option = known.get(name)
         if option is None:
             raise SettingsError(f"--config {path!r} has the unknown option {name!r}; see celery-lookout serve --help")
-        values[option.key] = _from_yaml(option, value)
+        if value is not None:
+            values[option.key] = _from_yaml(option, value)
     return values
 
 
@@ -198,7 +204,9 @@ def _from_yaml(option: Option, value: Any) -> Any:
         if isinstance(value, dict):
             return [f"{key}={item}" for key, item in value.items()]
         return [str(item) for item in value] if isinstance(value, list) else [str(value)]
-    return json.dumps(value) if isinstance(value, dict) else value
+    if isinstance(value, dict) or (isinstance(value, bool) and option.kind is not bool):
+        return json.dumps(value)
+    return value
 
 
 def _brokers(given: Mapping[str, Any]) -> tuple[Broker, ...]:
@@ -225,7 +233,8 @@ def _broker(text: str, given: Mapping[str, Any]) -> Broker:
     if not equals or "://" in name:
         name, url = "", text
     elif not _NAME.fullmatch(name):
-        raise SettingsError(f"--broker name {name[:64]!r} may have letters, digits, dot, dash and underscore only")
+        shown = "***" if {":", "@"} & set(name) else name[:64]  # a torn URL has its password in front of the "="
+        raise SettingsError(f"--broker name {shown!r} may have letters, digits, dot, dash and underscore only")
     options = _json(given, "broker.transport-options")
     if not isinstance(options, dict | None):
         raise SettingsError("--broker.transport-options must be a JSON object")
