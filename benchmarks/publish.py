@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from .stream import EXCHANGE, Load, wire
+from .stream import EXCHANGE, QUEUES, Load, wire
 
 #: Seconds between two sends.
 STEP_SECONDS: Final = 0.005
@@ -53,7 +53,10 @@ def _amqp(url: str) -> Iterator[socket.socket]:
 
     with kombu.Connection(url) as connection:
         amqp: Any = connection.connect()
-        amqp.channel(1).exchange_declare(EXCHANGE, "topic", durable=True, auto_delete=False)
+        channel = amqp.channel(1)
+        channel.exchange_declare(EXCHANGE, "topic", durable=True, auto_delete=False)
+        for name in QUEUES:
+            channel.queue_declare(name, durable=True, auto_delete=False)
         yield amqp.transport.sock
         amqp.close()  # its answer says that everything has been taken in
 

@@ -26,6 +26,8 @@ HEARTBEAT_SECONDS: Final = 2.0
 
 EXCHANGE: Final = "celeryev"
 
+QUEUES: Final = ("mail", "orders", "reports", "search", "stock")
+
 
 class Message(NamedTuple):
     """One message: where it goes, and one event or a list of them."""
@@ -68,7 +70,8 @@ class Load:
             who = {"hostname": f"worker{worker}@bench", "utcoffset": 0, "pid": 100 + worker, "clock": number}
             common = {"root_id": task_id, "parent_id": None, "retries": 0, "eta": None, "expires": None}
             call = {"name": f"shop.tasks.step_{number % self.names}", "args": "(1234, 'order')", "kwargs": "{}"}
-            queue = {"queue": f"queue{number % 5}", "exchange": "", "routing_key": f"queue{number % 5}"}
+            queue_name = QUEUES[number % len(QUEUES)]
+            queue = {"queue": queue_name, "exchange": "", "routing_key": queue_name}
             client = {"hostname": "gen1@bench", "utcoffset": 0, "pid": 1, "clock": number}
             yield Message(
                 "task.sent",
