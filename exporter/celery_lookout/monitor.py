@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Final
 
@@ -26,6 +26,9 @@ TICK_SECONDS: Final = 1.0
 
 #: Seconds between two looks at what may be wrong with the set-up: some heartbeats, and an answer from the workers.
 EXPLAIN_SECONDS: Final = 10.0
+
+#: Seconds before a part that failed by a fault of ours begins anew.
+FAULT_SECONDS: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +83,17 @@ class Monitor:
     async def run(self) -> None:
         """Watch until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.listener.run())
-            group.create_task(self._tick())
-            group.create_task(self._explain())
-            for poller in self.pollers:
-                group.create_task(poller.run())
+            for work in (self.listener.run, self._tick, self._explain, *(poller.run for poller in self.pollers)):
+                group.create_task(self._keep(work))
+
+    async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run *work*, and again after a fault of ours: one part of one broker must not end the watch over all."""
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("fault of ours, beginning anew", extra={"broker": self.name})
+                await asyncio.sleep(FAULT_SECONDS)
 
     def refresh(self) -> None:
         """Take in what the broker sent until now, and bring all numbers up to date."""

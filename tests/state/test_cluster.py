@@ -281,3 +281,20 @@ def test_workers_that_run_tasks_without_a_word_are_noticed() -> None:
 
 def test_parsing_of_these_tests_reads_every_line() -> None:
     assert parse('# HELP a b\na{b="c d"} 1.5\ne 2\n') == {'a{b="c d"}': 1.5, "e": 2.0}
+
+
+def test_a_fault_of_ours_costs_one_event_and_is_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever goes wrong with one event, the others are counted, and the log has it once per kind."""
+    watched = Watched()
+    counter = watched.cluster._handlers["task-started"][1]
+
+    def broken(_event: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(watched.cluster._handlers, "task-started", (broken, counter))
+    watched.hear(sent(0), received(0.1), started(0.2), started(0.3), succeeded(0.4))
+    assert watched.series()['celery_exporter_events_invalid_total{reason="fault"}'] == 2
+    assert watched.series()[of("succeeded_total")] == 1
+    assert [record.message for record in caplog.records] == ["fault while counting an event"]

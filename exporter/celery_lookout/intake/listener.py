@@ -118,10 +118,18 @@ class Listener:
                 pause = 0.0
             source.settle()
         except BrokerUnavailable as error:
-            self._unwatch()
-            self._failed.set_exception(error)
+            self._give_up(error)
+            return None
+        except Exception as error:  # a fault of ours must not leave the sidecar deaf: begin anew
+            log.exception("fault while reading events", extra={"broker": self._name})
+            self._give_up(BrokerUnavailable(f"fault while reading events: {type(error).__name__}"))
             return None
         return pause
+
+    def _give_up(self, error: BrokerUnavailable) -> None:
+        self._unwatch()
+        if self._failed is not None:
+            self._failed.set_exception(error)
 
     async def _listen(self) -> None:
         """Read until the connection is gone; raises BrokerUnavailable then."""
@@ -133,6 +141,8 @@ class Listener:
                 done, _ = await asyncio.wait({self._failed}, timeout=1.0)
                 if done:
                     self._failed.result()
+                # First what is there: after a pause of the whole process, silence would be taken for the broker's.
+                self.drain()
                 self._source.beat()
                 self._check_silence()
         finally:

@@ -6,6 +6,7 @@ Pure: no sockets, no clock, no globals. The time comes with each call, and never
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ SUSPECT_SECONDS: Final = 60.0
 
 #: Tasks that one worker is asked about at a time: its answer has their arguments in it.
 SUSPECTS_AT_A_TIME: Final = 100
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ class Cluster:
         self._vanished: deque[_Vanished] = deque()
         self._now = 0.0
         self._live = True
+        #: Faults of ours that were logged: each kind once.
+        self._faults: set[tuple[str, type[Exception]]] = set()
         events = self.exporter.events
         worker_handlers: dict[str, Callable[[Event], None]] = {
             "worker-online": self._online,
@@ -111,10 +116,20 @@ class Cluster:
         for event in batch:
             handle, counter = handlers.get(event.type, unknown)
             counter.inc()
-            handle(event)
+            try:
+                handle(event)
+            except Exception as error:  # a fault of ours costs the event that met it, and is counted as such
+                self._fault(event, error)
         if event is not None:
             self.exporter.last_event.child().set(round(now, 3))
             self.exporter.event_lag.set(round(max(now - event.timestamp, 0.0), 3))
+
+    def _fault(self, event: Event, error: Exception) -> None:
+        self.refused("fault")
+        kind = (event.type, type(error))
+        if kind not in self._faults:
+            self._faults.add(kind)
+            log.error("fault while counting an event", exc_info=error, extra={"event": event.type})
 
     def tick(self, now: float) -> None:
         """Do what is due at *now*. Call it a few times a second, also when nothing comes in."""
