@@ -11,7 +11,7 @@ from typing import Any, Final
 
 #: What every record has; anything else was given by the caller as ``extra`` and is shown.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_PLAIN = re.compile(r"[^\s\"=\\]+")
+_PLAIN = re.compile(r"[^\s\"=\\\x00-\x1f]+")
 
 
 def set_up(level: str, form: str) -> None:
