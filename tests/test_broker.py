@@ -68,13 +68,10 @@ def test_no_password_gets_through_the_mask(password: str, form: str, quoted: boo
 
 @given(st.text(max_size=20), st.text(min_size=6, max_size=20))
 def test_what_is_no_url_is_refused_without_its_password(scheme: str, password: str) -> None:
-    text = f"{scheme.replace('://', '')}:{password}@"
-    try:
-        Broker(text)
-    except SettingsError as error:
-        assert repr(password)[1:-1] not in str(error).replace("redis://host:6379/0", "").replace(
-            "amqp://user:password@host//", ""
-        )
+    with pytest.raises(SettingsError) as raised:
+        Broker(f"{scheme.replace('://', '')}:{password.replace('://', '')}@")
+    # The mask, and the examples that every such message ends with.
+    assert str(raised.value).startswith("--broker '***@' is not a broker URL: write for example ")
 
 
 def test_errors_of_drivers_are_told_without_secrets() -> None:

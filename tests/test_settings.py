@@ -163,7 +163,8 @@ def test_brokers_from_a_file_keep_passwords_off_the_command_line(read: Read, tmp
 def test_settings_apply_to_every_broker(read: Read) -> None:
     settings = read(
         "--broker", "a=redis://a", "--broker", "b=redis://b",
-        "--broker.use-ssl", '{"ssl_cert_reqs": "none"}', "--broker.event-exchange", "ev", "--broker.control-exchange", "c",
+        "--broker.use-ssl", '{"ssl_cert_reqs": "none"}',
+        "--broker.event-exchange", "ev", "--broker.control-exchange", "c",
     )  # fmt: skip
     for broker in settings.brokers:
         assert (broker.ssl, broker.event_exchange, broker.control_exchange) == ({"ssl_cert_reqs": "none"}, "ev", "c")

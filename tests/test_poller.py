@@ -1,0 +1,142 @@
+"""A collector that fails or hangs costs its own metrics and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from threading import Event
+
+import pytest
+
+from celery_lookout import poller as module
+from celery_lookout.errors import ProbeFailed
+from celery_lookout.poller import Poller
+from tests.clusters import EPOCH, Watched, series
+
+
+class FakeCollector:
+    """Answers with the question and what it is told to, and remembers what it took."""
+
+    interval_seconds = 1.0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.taken: list[str] = []
+        self.answer: Callable[[], str] = lambda: "answer"
+        self.asks: str | None = "question"
+
+    def question(self) -> str | None:
+        return self.asks
+
+    def ask(self, question: str) -> str:
+        return f"{question} {self.answer()}"
+
+    def take(self, answer: str) -> None:
+        self.taken.append(answer)
+
+
+def failing(error: Exception) -> Callable[[], str]:
+    def answer() -> str:
+        raise error
+
+    return answer
+
+
+class Polled:
+    """Two pollers of one cluster."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.watched = Watched()
+        self.queues, self.workers = FakeCollector("queues"), FakeCollector("workers")
+        self.pollers = [
+            Poller(collector, self.watched.cluster.exporter, executor, broker="shop", clock=lambda: self.watched.now)
+            for collector in (self.queues, self.workers)
+        ]
+
+    async def poll(self) -> None:
+        for poller in self.pollers:
+            await poller.poll()
+
+    def shown(self, name: str, collector: str) -> float:
+        return self.watched.series()[series(f"celery_exporter_collector_{name}", collector=collector)]
+
+
+@pytest.fixture
+def polled() -> Iterator[Polled]:
+    with ThreadPoolExecutor(2) as executor:
+        yield Polled(executor)
+
+
+async def test_an_answer_is_taken_and_shown_as_success(polled: Polled) -> None:
+    await polled.poll()
+    assert polled.queues.taken == ["question answer"]
+    assert polled.shown("success", "queues") == 1
+    assert polled.shown("last_success_timestamp_seconds", "queues") == EPOCH
+    assert 0 <= polled.shown("duration_seconds", "queues") < 5
+
+
+@pytest.mark.parametrize("error", [ProbeFailed("no right to read"), KeyError("surprise")])
+async def test_a_failure_costs_its_own_metrics_only(error: Exception, polled: Polled) -> None:
+    await polled.poll()
+    polled.watched.wait(10)
+    polled.queues.answer = failing(error)
+    await polled.poll()
+    assert (polled.shown("success", "queues"), polled.shown("success", "workers")) == (0, 1)
+    assert polled.shown("last_success_timestamp_seconds", "queues") == EPOCH
+    assert polled.shown("last_success_timestamp_seconds", "workers") == EPOCH + 10
+    assert len(polled.workers.taken) == 2
+
+
+async def test_a_fault_while_taking_the_answer_in_is_a_failure(polled: Polled) -> None:
+    def take(answer: str) -> None:
+        raise TypeError(answer)
+
+    polled.queues.take = take  # type: ignore[method-assign]  # a fake
+    await polled.poll()
+    assert (polled.shown("success", "queues"), polled.shown("success", "workers")) == (0, 1)
+
+
+async def test_a_collector_without_a_question_is_not_asked(polled: Polled) -> None:
+    polled.queues.asks = None
+    await polled.poll()
+    assert polled.queues.taken == []
+    assert len(polled.workers.taken) == 1
+
+
+async def test_an_answer_past_the_limit_is_a_failure_at_once_and_taken_when_it_comes(
+    polled: Polled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed, hung = asyncio.Event(), Event()
+    monkeypatch.setattr(module, "LIMIT_SECONDS", 0.01)
+    monkeypatch.setattr(module.log, "warning", lambda *_arguments, **_options: failed.set())
+
+    def answer() -> str:
+        hung.wait(10)
+        return "late"
+
+    polled.queues.answer = answer
+    poll = asyncio.ensure_future(polled.pollers[0].poll())
+    await failed.wait()
+    assert polled.shown("success", "queues") == 0
+    assert polled.pollers[0].problem == "no answer within 0.01 s"
+    hung.set()
+    await poll
+    assert polled.queues.taken == ["question late"]
+    assert polled.shown("success", "queues") == 1
+
+
+async def test_only_the_first_failure_and_the_recovery_are_logged(
+    polled: Polled, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "celery_lookout")
+    polled.queues.answer = failing(ProbeFailed("no right to read"))
+    for _ in range(3):
+        await polled.pollers[0].poll()
+    polled.queues.answer = lambda: "fine"
+    for _ in range(2):
+        await polled.pollers[0].poll()
+    assert caplog.messages == ["collector failed", "collector works again"]
+    assert vars(caplog.records[0])["error"] == "no right to read"
+    assert vars(caplog.records[0])["broker"] == "shop"
