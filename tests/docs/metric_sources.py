@@ -15,6 +15,9 @@ class Source(NamedTuple):
 _HEARTBEAT: Final = "for a worker of which no heartbeat was heard"
 _INSPECT: Final = "until the worker answers remote control"
 _UNREADABLE: Final = "while the queue cannot be read, or does not exist on RabbitMQ"
+_ANSWERS: Final = (
+    "remote control and heartbeats: a worker that answers no remote control, or sends no heartbeats, is not counted"
+)
 _UNKNOWN_QUEUE: Final = "before the queue is known"
 
 SOURCES: Final = {
@@ -59,10 +62,10 @@ SOURCES: Final = {
         "while the queue cannot be read; on RabbitMQ when neither is known; when all that waits has an ETA to come",
     ),
     "celery_queue_consumers": Source(
-        "RabbitMQ passive declaration; on Redis `inspect active_queues`", "while the queue cannot be read (RabbitMQ)"
+        "RabbitMQ passive declaration; on Redis as `celery_queue_workers`", "while the queue cannot be read (RabbitMQ)"
     ),
-    "celery_queue_workers": Source("`inspect active_queues` and heartbeats", _UNKNOWN_QUEUE),
-    "celery_queue_slots": Source("`inspect stats` and heartbeats", _UNKNOWN_QUEUE),
+    "celery_queue_workers": Source(_ANSWERS, _UNKNOWN_QUEUE),
+    "celery_queue_slots": Source(_ANSWERS, _UNKNOWN_QUEUE),
     "celery_queue_latency_slo_seconds": Source("`--queue.latency-slo`", "for queues without one"),
     "celery_queue_slo_eligible_total": Source("starts whose wait is known", "for queues without a latency SLO"),
     "celery_queue_slo_violations_total": Source("starts whose wait is known", "for queues without a latency SLO"),
