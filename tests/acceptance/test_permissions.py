@@ -42,7 +42,8 @@ def redis_user(server: RedisServer, heading: str) -> str:
 def refused(server: RedisServer) -> list[str]:
     """Return what Redis refused. Since 7.2 drivers try to say their name, and live with a refusal."""
     with redis.Redis.from_url(server.url(), decode_responses=True) as admin:
-        return [entry["object"] for entry in admin.acl_log() if not entry["object"].startswith("client")]
+        objects = [str(entry["object"]) for entry in admin.acl_log()]
+    return [name for name in objects if not name.startswith("client")]
 
 
 def run_tasks(url: str, client: Client) -> None:
