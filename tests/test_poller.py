@@ -26,6 +26,7 @@ class FakeCollector:
         self.taken: list[str] = []
         self.answer: Callable[[], str] = lambda: "answer"
         self.asks: str | None = "question"
+        self.closed = False
 
     def question(self) -> str | None:
         return self.asks
@@ -35,6 +36,9 @@ class FakeCollector:
 
     def take(self, answer: str) -> None:
         self.taken.append(answer)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def failing(error: Exception) -> Callable[[], str]:
@@ -125,6 +129,26 @@ async def test_an_answer_past_the_limit_is_a_failure_at_once_and_taken_when_it_c
     await poll
     assert polled.queues.taken == ["question late"]
     assert polled.shown("success", "queues") == 1
+
+
+async def test_the_goodbye_comes_after_the_last_question(polled: Polled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe serves one thread at a time: one that hangs past the limit is left alone."""
+    monkeypatch.setattr(module, "FAREWELL_SECONDS", 0.01)
+    hung = Event()
+
+    def answer() -> str:
+        hung.wait(10)
+        return "late"
+
+    polled.queues.answer = answer
+    poll = asyncio.ensure_future(polled.pollers[0].poll())
+    await asyncio.sleep(0)
+    await polled.pollers[0].close()
+    assert not polled.queues.closed
+    hung.set()
+    await poll
+    await polled.pollers[0].close()
+    assert polled.queues.closed
 
 
 async def test_only_the_first_failure_and_the_recovery_are_logged(

@@ -33,6 +33,9 @@ class QueueProbe(Protocol):
     def discover(self) -> frozenset[str]:
         """Return the names of queues that the broker knows of."""
 
+    def close(self) -> None:
+        """Close the connection."""
+
 
 class QueuesAnswer(NamedTuple):
     """A reading, and the queues that the search before it found."""
@@ -74,6 +77,10 @@ class QueuesCollector:
             self._cluster.queues.get(name)
         self._cluster.take_broker(answer.reading)
         self.problem = getattr(self._probe, "management_problem", None)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._probe.close()
 
 
 class WorkersQuestion(NamedTuple):
@@ -123,24 +130,27 @@ class WorkersCollector:
         self._clock = clock
         self._rounds = 0
         self._next_round_at = float("-inf")
-        #: Workers asked already, with the boot they were in.
+        #: Workers that answered already, with the boot they were in.
         self._met: dict[str, int] = {}
+        #: The same for those that are being asked; left over when the poll failed.
+        self._asked: dict[str, int] | None = None
 
     def question(self) -> WorkersQuestion | None:
         """Return who is due to be asked, and what is not clear about tasks; None when nobody is due."""
         living = self._cluster.living_workers()
         strangers = frozenset(name for name, boots in living.items() if self._met.get(name) != boots)
-        self._met = living
         silent = self._cluster.workers_without_task_events()
         if self._clock() < self._next_round_at:
-            if not strangers:
+            if not strangers or self._asked is not None:
                 return None
+            self._asked = living
             return WorkersQuestion(
                 roll_call=False, workers=strangers, strangers=strangers, silent=frozenset(), suspects={}
             )
         self._next_round_at = self._clock() + self._round_seconds
         roll_call = not living or self._rounds % ROUNDS_PER_ROLL_CALL == 0
         self._rounds += 1
+        self._asked = living
         return WorkersQuestion(roll_call, frozenset(living), strangers, silent, self._cluster.suspects())
 
     def ask(self, question: WorkersQuestion) -> WorkersAnswer:
@@ -159,10 +169,15 @@ class WorkersCollector:
 
     def take(self, answer: WorkersAnswer) -> None:
         """Bring what they said into the state."""
+        self._met, self._asked = self._asked or {}, None
         self._cluster.take_workers(answer.readings)
         self._cluster.take_active(answer.active)
         for worker, ids in answer.gone.items():
             self._cluster.not_held(worker, ids)
+
+    def close(self) -> None:
+        """Leave nothing of ours on the broker."""
+        self._probe.close()
 
     def _gone(self, worker: str, ids: list[str]) -> list[str]:
         try:

@@ -54,7 +54,7 @@ def findings(monitor: Monitor) -> Iterator[Finding]:
             "warning",
             "management",
             f"RabbitMQ's management API is not in use: {monitor.queues.problem}",
-            "set --rabbitmq.management-url, and give the user the tag monitoring",
+            "set --rabbitmq.management-url, and give the user the tag management",
         )
     yield from _about_workers(monitor.cluster)
 

@@ -82,9 +82,12 @@ class Monitor:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for work in (self.listener.run, self._tick, self._explain, *(poller.run for poller in self.pollers)):
-                group.create_task(self._keep(work))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for work in (self.listener.run, self._tick, self._explain, *(poller.run for poller in self.pollers)):
+                    group.create_task(self._keep(work))
+        finally:
+            await asyncio.gather(*(poller.close() for poller in self.pollers), return_exceptions=True)
 
     async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run *work*, and again after a fault of ours: one part of one broker must not end the watch over all."""

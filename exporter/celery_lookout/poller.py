@@ -19,6 +19,9 @@ from .metrics.exporter import ExporterMetrics
 #: Seconds after which a poll counts as failed, even if its thread still waits for the broker.
 LIMIT_SECONDS: Final = 20.0
 
+#: Seconds that the end may wait for a poll under way, and again for the broker's goodbye.
+FAREWELL_SECONDS: Final = 2.0
+
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
@@ -44,6 +47,9 @@ class Collector(Protocol[Question, Answer]):
     def take(self, answer: Answer) -> None:
         """Bring the answer into the state."""
 
+    def close(self) -> None:
+        """Take leave of the broker; runs in a thread, after the last ``ask``."""
+
 
 class Poller(Generic[Question, Answer]):
     """Runs one collector for ever."""
@@ -62,6 +68,7 @@ class Poller(Generic[Question, Answer]):
         self._executor = executor
         self._extra = {"collector": collector.name, "broker": broker}
         self._clock = clock
+        self._asking: asyncio.Future[Answer] | None = None
         self._success = metrics.collector_success.child(collector.name)
         self._duration = metrics.collector_duration.child(collector.name)
         self._last_success = metrics.collector_last_success.child(collector.name)
@@ -74,6 +81,15 @@ class Poller(Generic[Question, Answer]):
             await self.poll()
             await asyncio.sleep(self._collector.interval_seconds)
 
+    async def close(self) -> None:
+        """Take leave of the broker, if it does not keep us waiting."""
+        loop = asyncio.get_running_loop()
+        if self._asking is not None:
+            await asyncio.wait({self._asking}, timeout=FAREWELL_SECONDS)
+            if not self._asking.done():
+                return  # a probe serves one thread at a time
+        await asyncio.wait({loop.run_in_executor(self._executor, self._collector.close)}, timeout=FAREWELL_SECONDS)
+
     async def poll(self) -> None:
         """Poll once. A poll that takes too long is waited for, since a probe serves one thread at a time."""
         question = self._collector.question()
@@ -81,7 +97,7 @@ class Poller(Generic[Question, Answer]):
             return
         loop = asyncio.get_running_loop()
         started = loop.time()
-        future = loop.run_in_executor(self._executor, self._collector.ask, question)
+        self._asking = future = loop.run_in_executor(self._executor, self._collector.ask, question)
         done, _ = await asyncio.wait({future}, timeout=LIMIT_SECONDS)
         if not done:
             self._failed(f"no answer within {LIMIT_SECONDS:g} s")

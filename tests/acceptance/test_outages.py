@@ -147,6 +147,25 @@ def test_starts_missed_on_redis_are_counted_as_lost(
     assert metrics.get("celery_task_started_total", task="sample.noop") == 10
 
 
+@pytest.mark.redis
+def test_a_stopped_sidecar_leaves_nothing_on_redis(
+    redis_broker: Broker, start_sidecar: Callable[..., Sidecar], start_worker: Callable[..., Worker]
+) -> None:
+    start_worker(redis_broker.url)
+    with redis.Redis.from_url(redis_broker.url) as connection:
+        before = _contents(connection)
+        sidecar = start_sidecar(redis_broker.url)
+        sidecar.wait_for("celery_worker_slots", 2)
+        sidecar.stop()
+        assert _contents(connection) == before
+
+
+def _contents(connection: redis.Redis) -> set[tuple[str, str | bytes]]:
+    """Return the members of every set: what kombu remembers of queues lies there."""
+    names = [key.decode() for key in connection.scan_iter(_type="set")]
+    return {(name, member) for name in names for member in connection.smembers(name)}
+
+
 def test_brokers_do_not_disturb_each_other(
     redis_broker: Broker,
     own_redis: RedisServer,

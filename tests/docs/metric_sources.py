@@ -16,9 +16,9 @@ _HEARTBEAT: Final = "for a worker of which no heartbeat was heard"
 _INSPECT: Final = "until the worker answers remote control"
 _UNREADABLE: Final = "while the queue cannot be read, or does not exist on RabbitMQ"
 _ANSWERS: Final = (
-    "remote control and heartbeats: a worker that answers no remote control, or sends no heartbeats, is not counted"
+    "remote control, and the heartbeats of those that send them: a worker that does not answer is not counted"
 )
-_UNKNOWN_QUEUE: Final = "before the queue is known"
+_UNKNOWN_QUEUE: Final = "before the queue is known, and while workers cannot be asked"
 
 SOURCES: Final = {
     # tasks

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from celery_lookout.readings import BrokerReading, QueueHead, QueueReading
+from celery_lookout.readings import BrokerReading, ConsumedQueue, QueueHead, QueueReading, WorkerReading
 from celery_lookout.state.cluster import ClusterOptions, Limits
 from celery_lookout.state.queues import SETTLED_SECONDS, STALE_SECONDS
+from celery_lookout.state.workers import ANSWER_SECONDS, KEEP_SECONDS
 from tests.clusters import EPOCH, Watched, received, sent, series, started, succeeded
 
 AGE = series("celery_queue_oldest_task_age_seconds", queue="celery")
@@ -206,12 +207,31 @@ def test_numbers_of_a_broker_that_does_not_answer_are_withdrawn(watched: Watched
     assert watched.series()[LENGTH] == 5
     watched.wait(1)
     shown = watched.series()
-    assert {name for name in shown if name.startswith(("celery_queue_", "celery_broker_"))} == {
-        series("celery_queue_workers", queue="celery"),
-        series("celery_queue_slots", queue="celery"),
-    }
+    assert not [name for name in shown if name.startswith(("celery_queue_", "celery_broker_"))]
     poll(watched, 6)
     assert watched.series()[LENGTH] == 6
+
+
+def test_nobody_is_said_to_consume_a_queue_before_workers_could_be_asked(watched: Watched) -> None:
+    """Where remote control is forbidden, 0 workers would be a guess."""
+    gauges = [series(f"celery_queue_{name}", queue="celery") for name in ("workers", "slots", "consumers")]
+    poll(watched, 5)
+    assert not watched.series().keys() & set(gauges)
+    watched.cluster.take_workers([])
+    assert [watched.series()[gauge] for gauge in gauges] == [0, 0, 0]
+
+
+def test_a_worker_without_heartbeats_consumes_by_its_answers(watched: Watched) -> None:
+    slots = series("celery_queue_slots", queue="celery")
+    poll(watched, 5)
+    queues = (ConsumedQueue("celery", "", "celery"),)
+    watched.cluster.take_workers([WorkerReading("mute@h", watched.now, slots=3, queues=queues)])
+    assert watched.series()[slots] == 3
+    assert series("celery_worker_up", worker="mute@h") not in watched.series()
+    watched.wait(ANSWER_SECONDS + 1)
+    assert watched.series()[slots] == 0
+    watched.wait(KEEP_SECONDS)
+    assert not [name for name in watched.series() if "mute@h" in name]
 
 
 def test_a_queue_that_the_broker_shows_no_more_loses_its_numbers_and_stays_known(watched: Watched) -> None:

@@ -156,6 +156,10 @@ class Family(Generic[Child]):
         if child is not None:
             self._registry.series -= child.samples
 
+    def drop(self) -> None:
+        """Count one series as dropped."""
+        self._registry.drop(self.name, 1)
+
     def _make(self, values: tuple[str, ...]) -> Child:
         if len(values) != len(self.labels):
             raise ValueError(f"{self.name} has labels {self.labels}, not {len(values)} of them")
@@ -184,6 +188,10 @@ class Bound(Generic[Child]):
         """As :meth:`Family.child`, without the broker's name."""
         return self.family.child(*values, *self._fixed)
 
+    def drop(self) -> None:
+        """Count a series as dropped that its owner did not even ask for: there were too many."""
+        self.family.drop()
+
     def remove(self, *values: str) -> None:
         """As :meth:`Family.remove`, without the broker's name."""
         self.family.remove(*values, *self._fixed)
@@ -205,10 +213,14 @@ class Registry:
     def admit(self, metric: str, samples: int) -> bool:
         """Say whether *samples* more series fit; count them as dropped if not. The drop counter itself always fits."""
         if self.series + samples > self.series_limit and metric != "celery_exporter_series_dropped_total":
-            self._dropped.child(metric).inc(samples)
+            self.drop(metric, samples)
             return False
         self.series += samples
         return True
+
+    def drop(self, metric: str, samples: int) -> None:
+        """Count series that are not shown."""
+        self._dropped.child(metric).inc(samples)
 
     def render(self, *, openmetrics: bool = False) -> str:
         """Return the exposition text of all families, in the order of their declaration, without an end mark."""

@@ -28,7 +28,7 @@ _COLUMNS = "name,messages_ready,messages_unacknowledged,head_message_timestamp,e
 
 #: What to change, by HTTP status. RabbitMQ answers 401 to wrong credentials and to users without a tag alike.
 _REFUSALS = {
-    401: "wrong user or password, or the user lacks the tag 'monitoring'",
+    401: "wrong user or password, or the user lacks the tag 'management'",
     403: "the user may not see virtual host {vhost!r}",
 }
 

@@ -94,6 +94,8 @@ class Cluster:
         self._vanished: deque[_Vanished] = deque()
         self._now = 0.0
         self._live = True
+        #: Whether workers could be asked: only then is a queue that nobody consumes known to be one.
+        self._workers_answer = False
         #: Faults of ours that were logged: each kind once.
         self._faults: set[tuple[str, type[Exception]]] = set()
         events = self.exporter.events
@@ -118,7 +120,7 @@ class Cluster:
             counter.inc()
             try:
                 handle(event)
-            except Exception as error:  # a fault of ours costs the event that met it, and is counted as such
+            except Exception as error:  # noqa: BLE001  # a fault of ours costs the event that met it, and is counted as such
                 self._fault(event, error)
         if event is not None:
             self.exporter.last_event.child().set(round(now, 3))
@@ -148,7 +150,7 @@ class Cluster:
         self.tick(now)
         self.workers.refresh(now)
         self.tasks.refresh(now)
-        self.queues.refresh(now, self.workers.consumers(now))
+        self.queues.refresh(now, self.workers.consumers(now) if self._workers_answer else None)
 
     def broker_lost(self, now: float) -> None:
         """The event connection went silent or broke."""
@@ -169,7 +171,8 @@ class Cluster:
         self.queues.take(reading)
 
     def take_workers(self, readings: Iterable[WorkerReading]) -> None:
-        """Take in workers' answers."""
+        """Take in workers' answers. None at all is an answer, too: nobody is there."""
+        self._workers_answer = True
         for reading in readings:
             self.workers.take(reading)
             if reading.queues is not None:

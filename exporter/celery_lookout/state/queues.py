@@ -34,7 +34,8 @@ class Queue:
     """One queue. ``unreceived`` has the tasks on their way: task id to Unix time from which they wait, oldest first."""
 
     __slots__ = (
-        "head_since", "heads", "name", "ready", "slo_eligible", "slo_seconds", "slo_violations", "unreceived",
+        "head_since", "heads", "name", "priorities", "ready", "slo_eligible", "slo_seconds", "slo_violations",
+        "unreceived",
     )  # fmt: skip
 
     def __init__(self, name: str, metrics: QueueMetrics, slo_seconds: float | None) -> None:
@@ -42,6 +43,8 @@ class Queue:
         self.unreceived: dict[str, float] = {}
         self.ready: int | None = None
         self.heads: tuple[QueueHead, ...] = ()
+        #: Priorities that are shown.
+        self.priorities: frozenset[int] = frozenset()
         #: Since when the first of ``heads`` is the first.
         self.head_since = 0.0
         self.slo_seconds = slo_seconds
@@ -67,6 +70,7 @@ class Queue:
         if not heads or not self.heads or heads[0].task_id != self.heads[0].task_id:
             self.head_since = read_at
         self.heads = heads
+        self.priorities |= reading.by_priority.keys()
 
     def _forget_gone(self, read_at: float) -> None:
         """Drop tasks that the broker has no more and nobody received: purged, expired, or the event was lost."""
@@ -111,6 +115,7 @@ class Queues:
         self._oldest_unacked_at: float | None = None
         self._read_at: float | None = None
         self._broker_counts_consumers = False
+        self._holds_unacked = False
         for name in slos:
             self.get(name)
 
@@ -145,6 +150,7 @@ class Queues:
 
     def _show_broker(self, reading: BrokerReading) -> None:
         metrics = self._broker_metrics
+        self._holds_unacked = reading.unacked is not None
         for bound, value in (
             (metrics.unacked, reading.unacked),
             (metrics.visibility_timeout, reading.visibility_timeout_seconds),
@@ -163,11 +169,12 @@ class Queues:
             self._broker_counts_consumers = True
             self._metrics.consumers.child(reading.name).set(reading.consumers)
 
-    def refresh(self, now: float, workers: Mapping[str, tuple[int, int]]) -> None:
+    def refresh(self, now: float, workers: Mapping[str, tuple[int, int]] | None) -> None:
         """
         Bring what depends on the time up to date.
 
-        *workers* has, for each queue, how many living workers consume it and their slots together.
+        *workers* has, for each queue, how many living workers consume it and their slots together; None when workers
+        cannot be asked.
         """
         if self._read_at is not None and now - self._read_at > STALE_SECONDS:
             self._withdraw_all()
@@ -179,16 +186,19 @@ class Queues:
                 self._metrics.oldest_age.remove(queue.name)
             else:
                 self._metrics.oldest_age.child(queue.name).set(round(age, 3))
-            count, slots = workers.get(queue.name, (0, 0))
-            self._metrics.workers.child(queue.name).set(count)
-            self._metrics.slots.child(queue.name).set(slots)
-            if not self._broker_counts_consumers:
-                self._metrics.consumers.child(queue.name).set(count)
-        if self._read_at is not None and self._broker_metrics.unacked.family.children:
+            if workers is not None:
+                self._show_consumers(queue.name, *workers.get(queue.name, (0, 0)))
+        if self._read_at is not None and self._holds_unacked:
             held_since = self._oldest_unacked_at
             self._broker_metrics.oldest_unacked_age.child().set(
                 0 if held_since is None else round(max(now - held_since, 0.0), 3)
             )
+
+    def _show_consumers(self, name: str, workers: int, slots: int) -> None:
+        self._metrics.workers.child(name).set(workers)
+        self._metrics.slots.child(name).set(slots)
+        if not self._broker_counts_consumers:
+            self._metrics.consumers.child(name).set(workers)
 
     def summary(self, now: float, workers: Mapping[str, tuple[int, int]]) -> list[dict[str, Any]]:
         """Return a row per queue for the status page, by name."""
@@ -211,8 +221,9 @@ class Queues:
             bound.remove(queue.name)
         if self._broker_counts_consumers:
             metrics.consumers.remove(queue.name)
-        for values in [values for values in metrics.priority_length.family.children if values[0] == queue.name]:
-            metrics.priority_length.family.remove(*values)
+        for priority in queue.priorities:
+            metrics.priority_length.remove(queue.name, str(priority))
+        queue.priorities = frozenset()
 
     def _withdraw_all(self) -> None:
         self._read_at = None

@@ -28,6 +28,9 @@ MARGIN_SECONDS: Final = 5.0
 #: How long the series of a worker stay after its last heartbeat; longer than any alert that is about it takes to fire.
 KEEP_SECONDS: Final = 7200.0
 
+#: How long a worker without heartbeats counts as alive after it answered a question, several rounds of which may fail.
+ANSWER_SECONDS: Final = 180.0
+
 #: Heartbeats over which the clock skew is taken: messages are only ever late, so the largest difference is the truest.
 SKEW_SAMPLES: Final = 8
 
@@ -54,6 +57,8 @@ class Worker:
     #: Time up to which it counts as alive, by our clock and without the times when the broker was away.
     alive_until: float = 0.0
     was_alive: bool = False
+    #: When it was first shown.
+    met_at: float = 0.0
     last_heartbeat: float | None = None
     graceful: bool = False
     version: str = ""
@@ -84,7 +89,7 @@ class Worker:
     differences: deque[float] = field(default_factory=lambda: deque(maxlen=SKEW_SAMPLES))
 
     def is_alive(self, now: float) -> bool:
-        """Say whether its heartbeats are fresh; a worker of which we never heard one is not."""
+        """Say whether its heartbeats are fresh or, if it sends none, its last answer."""
         return self.alive_until > now and not self.graceful
 
 
@@ -96,8 +101,6 @@ class Workers:
         self._limit = limit
         self._workers: dict[str, Worker] = {}
         self._deaf_since: float | None = None
-        #: Workers not tracked because there were too many.
-        self.refused = 0
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
@@ -107,7 +110,7 @@ class Workers:
         worker = self._workers.get(name)
         if worker is None:
             if len(self._workers) >= self._limit:
-                self.refused += 1
+                self._metrics.up.drop()
                 return None
             worker = self._workers[name] = Worker(name)
         return worker
@@ -168,6 +171,8 @@ class Workers:
         worker = self.get(reading.worker)
         if worker is None:
             return
+        if worker.last_heartbeat is None:
+            worker.alive_until = reading.read_at + ANSWER_SECONDS
         worker.pool = reading.pool or worker.pool
         worker.scheduled = reading.scheduled
         if reading.queues is not None:
@@ -198,10 +203,12 @@ class Workers:
         """Bring what depends on the time up to date, and forget workers that have been gone for long."""
         clock = self.clock(now)
         for worker in list(self._workers.values()):
+            worker.met_at = worker.met_at or now
+            last_sign = worker.last_heartbeat or max(worker.alive_until, worker.met_at)
+            if now - last_sign > KEEP_SECONDS and not worker.running:
+                self._forget(worker)
+                continue
             if worker.last_heartbeat is not None:
-                if now - worker.last_heartbeat > KEEP_SECONDS:
-                    self._forget(worker)
-                    continue
                 self._show_life(worker, worker.last_heartbeat, clock)
             self._show_held(worker, now, clock)
 
