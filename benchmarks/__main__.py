@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), action="append", help="default: both")
     parser.add_argument("--rates", default="1000,10000,50000,0", help="events per second; 0 is full speed")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a run at a fixed rate")
+    parser.add_argument("--names", default="50,165,1640", help="task names of an idle run: 3,000 to 100,000 series")
     parser.add_argument("--rounds", type=int, default=3, help="variants alternate; the medians are shown")
     parser.add_argument(
         "--compare", metavar="PYTHON", help="of an environment with prometheus-exporter-celery, to measure that too"
@@ -58,7 +59,10 @@ def _measure_broker(name: str, folder: Path, what: list[str], options: argparse.
             starts.append(lambda: exporters.peer(options.compare, url, folder))
         print(f"\n### {name}\n")
         if "idle" in what:
-            _table(asdict(ingest.measure_idle(starts[0], url, seconds=options.seconds)) for _ in range(1))
+            _table(
+                asdict(ingest.measure_idle(starts[0], url, seconds=options.seconds, names=names))
+                for names in map(int, options.names.split(","))
+            )
         if "ingest" in what:
             for rate in map(int, options.rates.split(",")):
                 load = Load(int(rate * options.seconds) or BURST, rate)

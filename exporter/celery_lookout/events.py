@@ -28,7 +28,7 @@ class Event(Struct, frozen=True, gc=False):
     """
     One event. Fields that its type does not carry keep their default.
 
-    ``timestamp`` is Unix time by the sender's clock; ``utcoffset`` is not decoded, the timestamp is UTC already.
+    ``timestamp`` is Unix time by the sender's clock, and UTC whatever ``utcoffset`` says.
     Source: Celery user guide, "Event Reference"; ``celery.worker.request`` and ``celery.worker.heartbeat``.
     """
 
@@ -36,6 +36,10 @@ class Event(Struct, frozen=True, gc=False):
     timestamp: float
     #: Node name of the worker; for ``task-sent`` the publisher, which is unbounded and never a label.
     hostname: _Id = ""
+
+    #: Not used, but an event in which they are no numbers is not Celery's.
+    clock: _Count | None = None
+    utcoffset: float | None = None
 
     # task events
     uuid: _Id = ""

@@ -131,8 +131,8 @@ class Settings:
                 f"--web.telemetry-path {path!r} must begin with / and be more than that: for example /metrics"
             )
         for option in OPTIONS:
-            if option.kind in (int, float) and not given[option.key] > 0:
-                raise SettingsError(f"--{option.name} {given[option.key]!r} must be more than 0")
+            if option.kind in (int, float) and not 0 < given[option.key] < float("inf"):
+                raise SettingsError(f"--{option.name} {given[option.key]!r} must be a number above 0")
         return cls(
             brokers=_brokers(given),
             listen=ListenAddress.parse(given["web_listen_address"]),

@@ -124,11 +124,21 @@ def test_hostile_bodies_are_counted_and_skipped(body: bytes, reason: str, intake
     assert intake.refused == {reason: 1}
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("clock", value) for value in ("abc", 1e26, 10**26, [1], {"a": 1})] + [("utcoffset", v) for v in ("q", [1], {})],
+)
+def test_a_field_of_the_wrong_type_refuses_the_event_though_nobody_reads_it(
+    field: str, value: Any, intake: Intake
+) -> None:
+    """Celery's own receiver dies of the first of each, and lets the third move its clock."""
+    assert intake.body(event(**{field: value})) == []
+    assert intake.refused == {"field": 1}
+
+
 @pytest.mark.parametrize("field", ["clock", "utcoffset"])
-@pytest.mark.parametrize("value", ["abc", 1e26, 10**30, None, [1], {"a": 1}])
-def test_fields_we_do_not_read_may_hold_anything(field: str, value: Any, intake: Intake) -> None:
-    """Celery's own receiver dies of the first."""
-    assert intake.body(event(**{field: value})) == ["task-started"]
+def test_a_field_that_nobody_reads_may_be_null(field: str, intake: Intake) -> None:
+    assert intake.body(event(**{field: None})) == ["task-started"]
     assert not intake.refused
 
 
