@@ -17,11 +17,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final
-
-from msgspec import Struct
 
 from ..events import Event
 from ..metrics.exporter import ExporterMetrics
@@ -29,7 +26,8 @@ from ..metrics.limits import LabelBudget
 from ..metrics.tasks import TaskMetrics, TaskSeries
 from ..readings import ActiveTask
 from .exceptions import exception_class
-from .queues import UNKNOWN, Queue, Queues
+from .queues import UNKNOWN, Queues
+from .records import Attempt, Held, Row, Task, unix_time
 from .routes import Routes
 from .workers import Worker, Workers
 
@@ -56,70 +54,6 @@ TERMINATIONS: Final = {
     "TimeLimitExceeded": "hard_time_limit",
     "WorkerLostError": "worker_lost",
 }
-
-
-class Row:
-    """A (task, queue): its series, and the queue's state."""
-
-    __slots__ = ("queue", "running", "running_since", "series")
-
-    def __init__(self, series: TaskSeries, queue: Queue) -> None:
-        self.series = series
-        self.queue = queue
-        #: Scratch for :meth:`Tasks.refresh`.
-        self.running = 0
-        self.running_since = 0.0
-
-
-class Attempt(Struct, gc=False):
-    """
-    An attempt that is over, as the next one's ``task-received`` shows, and that some events are still owed for.
-
-    Its ``task-retried``, and even its ``task-started``: the pool process can publish the retry, and the worker receive
-    it, before the worker notices that the process had begun.
-    """
-
-    waits_from: float
-    started_at: float
-
-
-class Task(Struct, gc=False):
-    """
-    What is known of one task id. Times are Unix times, 0 for "not yet".
-
-    Times of workers and publishers are compared as they are; a wait that comes out negative is clamped.
-    """
-
-    row: Row
-    #: The row of the attempt that was sent last, if it goes elsewhere than this one.
-    next_row: Row | None = None
-    worker: Worker | None = None
-    #: Attempt that ``received_at``, ``started_at`` and ``ended`` are about; -1 until one was received.
-    retries: int = -1
-    received_at: float = 0.0
-    started_at: float = 0.0
-    #: This attempt ended. ``final_at``: when the task did, for good, and was counted.
-    ended: bool = False
-    final_at: float = 0.0
-    #: The next delivery is expected: the worker put the message back.
-    requeued: bool = False
-    #: The attempt before this one, while its ``task-retried`` has not come.
-    before: Attempt | None = None
-    retried_at: float = 0.0
-    first_sent: bool = False
-    #: The attempt sent last.
-    sent_retries: int = -1
-    #: From when this attempt waits: publish time or ETA, if later. The next can be sent before this one starts for us.
-    waits_from: float = 0.0
-    next_waits_from: float = 0.0
-    waited: bool = False
-
-
-class Held(Struct):
-    """Events of a task whose ``task-sent`` has not come."""
-
-    since: float
-    events: list[Event]
 
 
 class Tasks:
@@ -181,7 +115,7 @@ class Tasks:
                 continue
             if task.final_at and task.ended:
                 del self._tasks[task_id]
-            elif not task.ended and not _is_held(task_id, task):
+            elif not task.ended and not task.is_held(task_id):
                 self._drop(task_id)  # let go silently, and nothing came of it since
 
     def refresh(self, now: float) -> None:
@@ -233,7 +167,7 @@ class Tasks:
             return
         row.series.sent.inc()
         task.sent_retries = max(task.sent_retries, retries)
-        waits_from = max(event.timestamp, _unix(event.eta))
+        waits_from = max(event.timestamp, unix_time(event.eta))
         if retries > max(task.retries, 0):
             task.next_waits_from = waits_from
             task.next_row = row if row is not task.row else None
@@ -252,7 +186,7 @@ class Tasks:
         if task is None:
             return
         retries = event.retries or 0
-        told_again = event.timestamp <= task.received_at and _has_it(event, task)
+        told_again = event.timestamp <= task.received_at and task.is_told_by(event.hostname)
         if retries < task.retries or event.timestamp == task.received_at or told_again:
             return
         if retries == task.retries:
@@ -260,7 +194,7 @@ class Tasks:
                 task.row.series.redelivered.inc()
             self._begin_attempt(event.uuid, task)
         elif retries > max(task.retries, 0) and not (
-            event.timestamp < max(task.started_at, task.final_at) and _has_it(event, task)
+            event.timestamp < max(task.started_at, task.final_at) and task.is_told_by(event.hostname)
         ):
             if task.retries >= 0 and not task.ended:
                 task.before = Attempt(task.waits_from, task.started_at)
@@ -276,7 +210,7 @@ class Tasks:
         row.series.received.inc()
         worker = self._move_to(event, task)
         if worker is not None and not task.started_at and not task.ended:
-            worker.reserved[event.uuid] = max(event.timestamp, _unix(event.eta))
+            worker.reserved[event.uuid] = max(event.timestamp, unix_time(event.eta))
 
     def _begin_attempt(self, task_id: str, task: Task) -> None:
         self._let_go(task_id, task)
@@ -304,7 +238,7 @@ class Tasks:
             if before.waits_from:
                 self._count_wait(task.row, before.started_at - before.waits_from)
             return
-        if event.timestamp < max(task.received_at, task.started_at) and _has_it(event, task):
+        if event.timestamp < max(task.received_at, task.started_at) and task.is_told_by(event.hostname):
             return
         task.row.series.started.inc()
         worker = self._move_to(event, task)
@@ -353,7 +287,7 @@ class Tasks:
             return
         if task.before is not None:
             started_at, task.before = task.before.started_at, None
-        elif not task.ended and not (event.timestamp < task.received_at and _has_it(event, task)):
+        elif not task.ended and not (event.timestamp < task.received_at and task.is_told_by(event.hostname)):
             started_at = task.started_at
             self._let_go(event.uuid, task)
             task.ended = True
@@ -378,7 +312,7 @@ class Tasks:
         if task is None:
             return
         if event.requeue:
-            if event.timestamp < task.received_at and _has_it(event, task):
+            if event.timestamp < task.received_at and task.is_told_by(event.hostname):
                 return
             self._let_go(event.uuid, task)
             if not task.requeued:
@@ -551,29 +485,3 @@ class Tasks:
             if task.started_at <= before:
                 task.row.series.lost.inc()
                 self.let_go_silently(worker, [task_id])
-
-
-def _has_it(event: Event, task: Task) -> bool:
-    """
-    Say whether the event comes from the worker that has the task, as far as we know.
-
-    One worker's events come in order: one that is older than what it told before is told again, since RabbitMQ repeats
-    what we did not acknowledge before a connection broke.
-    """
-    return task.worker is None or task.worker.name == event.hostname
-
-
-def _is_held(task_id: str, task: Task) -> bool:
-    worker = task.worker
-    return worker is not None and (task_id in worker.running or task_id in worker.reserved)
-
-
-def _unix(eta: str | None) -> float:
-    """Return an ISO 8601 time as Unix time, 0 for what is none. Without an offset it is UTC, Celery's default."""
-    if eta is None:
-        return 0.0
-    try:
-        moment = datetime.fromisoformat(eta)
-    except ValueError:
-        return 0.0
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

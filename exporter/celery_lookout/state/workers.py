@@ -17,7 +17,7 @@ from ..metrics.workers import LOAD_PERIODS, WorkerMetrics
 from ..readings import ConsumedQueue, WorkerReading
 
 if TYPE_CHECKING:
-    from .tasks import Task
+    from .records import Task
 
 #: Celery's own interval between heartbeats, in seconds, until the worker tells another.
 HEARTBEAT_SECONDS: Final = 2.0
