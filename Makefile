@@ -11,7 +11,7 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := pyproject.toml signals/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format check bench requirements image-test clean .venv
+.PHONY: help demo test lint format check docs bench requirements image-test clean .venv
 
 help:  ## say what there is
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /make \1\t/' | expand -t 20
@@ -34,6 +34,10 @@ format: .venv  ## rewrite the code as the formatter wants it
 
 check: lint  ## lint, and a second opinion on the types
 	$(BIN)/pyright
+
+docs: .venv  ## write the pages that come from the code: metrics, configuration, golden texts
+	$(BIN)/python -m tests.docs.write
+	$(BIN)/python -m tests.golden.write
 
 bench: .venv  ## what the sidecar costs, on this machine: make bench ARGS="ingest --broker redis"
 	$(BIN)/python -m benchmarks $(ARGS)

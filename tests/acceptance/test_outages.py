@@ -134,7 +134,10 @@ def test_starts_missed_on_redis_are_counted_as_lost(
     client.wait(*[client.send("noop") for _ in range(10)])
     sidecar.wait_for("celery_worker_tasks_processed_total", 10)
     sidecar.wait_for("celery_task_succeeded_total", 10)
-    time.sleep(4.5)  # two heartbeats, from which the sidecar knows that it heard every start until now
+    # Two more heartbeats, from which the sidecar knows that it heard every start until now.
+    heartbeat = "celery_worker_last_heartbeat_timestamp_seconds"
+    heard_at = sidecar.value(heartbeat) or 0
+    wait_until(lambda: (sidecar.value(heartbeat) or 0) > heard_at + 3)
 
     sidecar.pause()
     with redis.Redis.from_url(url) as connection:
