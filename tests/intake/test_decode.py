@@ -126,12 +126,20 @@ def test_hostile_bodies_are_counted_and_skipped(body: bytes, reason: str, intake
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("clock", value) for value in ("abc", 1e26, 10**26, [1], {"a": 1})] + [("utcoffset", v) for v in ("q", [1], {})],
+    [
+        ("clock", "abc"),
+        ("clock", 1e26),
+        ("clock", 10**26),
+        ("clock", [1]),
+        ("utcoffset", "q"),
+        ("utcoffset", [1]),
+        ("utcoffset", {}),
+    ],
 )
 def test_a_field_of_the_wrong_type_refuses_the_event_though_nobody_reads_it(
     field: str, value: Any, intake: Intake
 ) -> None:
-    """Celery's own receiver dies of the first of each, and lets the third move its clock."""
+    """Celery's own receiver dies of text in either, and lets the third move its clock."""
     assert intake.body(event(**{field: value})) == []
     assert intake.refused == {"field": 1}
 
