@@ -78,6 +78,7 @@ def test_a_queue_outlives_its_workers_and_the_sidecar(
     first.wait_for("celery_queue_workers", 0, queue="mail")
     first.stop()
     second = start_sidecar(broker.url, *management(broker))
+    second.wait_for("celery_queue_workers", 0, queue="mail")
     metrics = second.wait_for("celery_queue_length", 7, queue="mail")
     assert metrics.get("celery_queue_workers", queue="mail") == 0
     assert metrics.get("celery_queue_consumers", queue="mail") == 0
@@ -123,7 +124,8 @@ def test_an_empty_queue_has_age_zero(
     start_worker(broker.url, queues=("celery", "mail"))
     client = make_client(broker.url)
     client.wait(*[client.send("noop", queue="mail") for _ in range(20)])
-    metrics = sidecar.wait_for("celery_queue_slots", 2, queue="mail")
+    sidecar.wait_for("celery_queue_slots", 2, queue="mail")
+    metrics = sidecar.wait_for("celery_queue_oldest_task_age_seconds", 0, queue="mail")
     assert metrics.get("celery_queue_length", queue="mail") == 0
     assert metrics.get("celery_queue_oldest_task_age_seconds", queue="mail") == 0
     assert metrics.get("celery_queue_consumers", queue="mail") == 1
