@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import socket
-import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 from ..broker import Broker, describe
@@ -19,6 +17,7 @@ from ..errors import BrokerUnavailable
 from ..events import Event
 from .amqp_frames import HEARTBEAT, FrameReader, ack, parse_properties
 from .decode import MAX_BODY_BYTES, MSGPACK_TYPES, EventDecoder
+from .wire import Wire
 
 if TYPE_CHECKING:
     import kombu
@@ -58,7 +57,7 @@ class AmqpEvents:
         self._decoder = decoder
         self._queue = f"{QUEUE_NAME}.{replica}" if replica else QUEUE_NAME
         self._kombu: kombu.Connection | None = None
-        self._socket: socket.socket | None = None
+        self._wire: Wire | None = None
         self._frames = FrameReader(_CHANNEL, MAX_BODY_BYTES)
         self._buffer = bytearray(READ_BYTES)
         self._view = memoryview(self._buffer)
@@ -109,26 +108,20 @@ class AmqpEvents:
         self._backlog = declared.message_count
         # Without waiting for the answer, so that py-amqp has read nothing that belongs to us.
         channel.basic_consume(self._queue, no_ack=False, exclusive=True, nowait=True, consumer_tag="celery-lookout")
-        amqp.transport.sock.setblocking(False)
-        self._socket = amqp.transport.sock
+        self._wire = Wire(amqp.transport.sock, self._broker)
         # A heartbeat may have come along with the last answer.
         for _ in self._frames.feed(bytes(getattr(amqp.transport, "_read_buffer", b""))):
             pass
 
     def fileno(self) -> int:
         """Return the socket's number."""
-        return self._open_socket().fileno()
+        return self._open_wire().fileno()
 
     def read(self, now: float) -> tuple[list[Event], bool]:
         """Return the events that are there, at most one buffer full, and whether there may be more."""
-        try:
-            count = self._open_socket().recv_into(self._buffer)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return [], False
-        except OSError as error:
-            raise BrokerUnavailable(describe(self._broker, error)) from error
+        count = self._open_wire().read_into(self._buffer)
         if count == 0:
-            raise BrokerUnavailable("RabbitMQ closed the event connection")
+            return [], False
         events: list[Event] = []
         for delivery in self._frames.feed(bytes(self._view[:count])):
             self._read_tag = delivery.tag
@@ -166,23 +159,17 @@ class AmqpEvents:
     def _send(self, frame: bytes) -> None:
         """Send what can be sent now and keep the rest; the broker takes little from us, but it may be hung."""
         data = self._unsent + frame
-        try:
-            sent = self._open_socket().send(data)
-        except (BlockingIOError, ssl.SSLWantWriteError):
-            sent = 0
-        except OSError as error:
-            raise BrokerUnavailable(describe(self._broker, error)) from error
-        self._unsent = data[sent:]
+        self._unsent = data[self._open_wire().write(data) :]
 
     def close(self) -> None:
         """Let go of the connection. What was not acknowledged is delivered again."""
-        self._socket = None
+        self._wire = None
         connection, self._kombu = self._kombu, None
         if connection is not None:
             with contextlib.suppress(OSError):
                 connection.collect()
 
-    def _open_socket(self) -> socket.socket:
-        if self._socket is None:
+    def _open_wire(self) -> Wire:
+        if self._wire is None:
             raise BrokerUnavailable("not connected")
-        return self._socket
+        return self._wire

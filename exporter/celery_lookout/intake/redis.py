@@ -8,8 +8,6 @@ socket ourselves with hiredis: one read for all that came, which costs a fifth o
 from __future__ import annotations
 
 import contextlib
-import socket
-import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
@@ -18,6 +16,7 @@ from ..broker import Broker, describe
 from ..errors import BrokerUnavailable
 from ..events import Event
 from .decode import EventDecoder
+from .wire import Wire
 
 if TYPE_CHECKING:
     import kombu
@@ -43,7 +42,7 @@ class RedisEvents:
         self._decoder = decoder
         self._kombu: kombu.Connection | None = None
         self._connection: Any = None
-        self._socket: socket.socket | None = None
+        self._wire: Wire | None = None
         self._parser = hiredis.Reader()
         self._buffer = bytearray(READ_BYTES)
         self._heard = False
@@ -66,26 +65,21 @@ class RedisEvents:
         self._connection = channel.pool.make_connection()
         self._connection.connect()
         self._connection.send_command(verb, name)
-        self._socket = self._connection._sock  # noqa: SLF001  # redis-py has no public way to hand over its socket
-        if self._socket is None:
+        sock = self._connection._sock  # noqa: SLF001  # redis-py has no public way to hand over its socket
+        if sock is None:
             raise BrokerUnavailable("the connection closed while subscribing")
-        self._socket.setblocking(False)
+        self._wire = Wire(sock, self._broker)
         self._parser = hiredis.Reader()
 
     def fileno(self) -> int:
         """Return the socket's number."""
-        return self._open_socket().fileno()
+        return self._open_wire().fileno()
 
     def read(self, now: float) -> tuple[list[Event], bool]:
         """Return the events that are there, at most one buffer full, and whether there may be more."""
-        try:
-            count = self._open_socket().recv_into(self._buffer)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return [], False
-        except OSError as error:
-            raise BrokerUnavailable(describe(self._broker, error)) from error
+        count = self._open_wire().read_into(self._buffer)
         if count == 0:
-            raise BrokerUnavailable("Redis closed the event connection")
+            return [], False
         self._heard = True
         return self._parsed(count, now), True
 
@@ -113,16 +107,11 @@ class RedisEvents:
         if self._heard:
             self._heard = False
             return
-        try:
-            self._open_socket().send(_PING)
-        except (BlockingIOError, ssl.SSLWantWriteError):
-            pass  # the broker takes nothing in; its silence will tell
-        except OSError as error:
-            raise BrokerUnavailable(describe(self._broker, error)) from error
+        self._open_wire().write(_PING)
 
     def close(self) -> None:
         """Let go of the connections."""
-        subscriber, self._connection, self._socket = self._connection, None, None
+        subscriber, self._connection, self._wire = self._connection, None, None
         connection, self._kombu = self._kombu, None
         with contextlib.suppress(OSError):
             if subscriber is not None:
@@ -130,10 +119,10 @@ class RedisEvents:
             if connection is not None:
                 connection.collect()
 
-    def _open_socket(self) -> socket.socket:
-        if self._socket is None:
+    def _open_wire(self) -> Wire:
+        if self._wire is None:
             raise BrokerUnavailable("not connected")
-        return self._socket
+        return self._wire
 
 
 def subscription(channel: Any, exchange: str) -> tuple[str, str]:
