@@ -65,6 +65,35 @@ def test_ready_messages_are_counted_at_once(
     becomes(0)
 
 
+def test_a_missing_queue_is_asked_for_less_and_less(
+    rabbit_broker: conftest.Broker,
+    make_probe: MakeProbe,
+    make_client: Callable[..., Client],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RabbitMQ logs an error for each question; a queue that appears is found all the same."""
+    seconds = 0.0
+    probe = make_probe(rabbit_broker, monotonic=lambda: seconds)
+    asked: list[str] = []
+    declare = probe._declare
+
+    def declare_and_note(name: str) -> Any:
+        asked.append(name)
+        return declare(name)
+
+    monkeypatch.setattr(probe, "_declare", declare_and_note)
+    for _ in range(300):
+        seconds += 2
+        probe.collect(["late"])
+    questions = asked.count("late")
+    assert 10 < questions < 20
+    make_client(rabbit_broker.url).send("noop", queue="late")
+    for _ in range(31):
+        seconds += 2
+        found = by_name(probe.collect(["late"]))
+    assert found["late"].ready == 1
+
+
 def test_a_missing_queue_does_not_break_the_others(
     rabbit_broker: conftest.Broker, make_probe: MakeProbe, make_client: Callable[..., Client]
 ) -> None:

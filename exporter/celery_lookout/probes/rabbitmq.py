@@ -22,6 +22,11 @@ from .session import Session
 #: Seconds before the management API is tried again after it failed: long enough not to fill its log with refusals.
 MANAGEMENT_RETRY_SECONDS = 300.0
 
+#: Seconds before a queue that did not exist is asked for again, which doubles up to the second number: RabbitMQ logs an
+#: error each time. A queue that the management API shows is asked for at once.
+MISSING_FIRST_SECONDS = 2.0
+MISSING_LAST_SECONDS = 60.0
+
 #: Seconds before AMQP is asked again whether the queues of native delayed delivery exist.
 _DELAYED_RETRY_SECONDS = 300.0
 #: Queues of native delayed delivery, most used first; kombu declares all of them or none.
@@ -46,6 +51,8 @@ class RabbitProbe:
         self._session = Session(broker)
         self._management_retry_at = float("-inf")
         self._delayed_retry_at = float("-inf")
+        #: Queues that did not exist: when to ask again, and how long that wait is.
+        self._missing: dict[str, tuple[float, float]] = {}
         #: Why the management API is not used at present, None while it is. The caller logs it when it changes.
         self.management_problem: str | None = None
 
@@ -56,11 +63,14 @@ class RabbitProbe:
         Raises BrokerUnavailable when RabbitMQ does not answer. Trouble with the management API is no failure: its
         fields are None and ``management_problem`` says why.
         """
-        names = list(dict.fromkeys(queue_names))
+        now = self._monotonic()
+        names = [name for name in dict.fromkeys(queue_names) if self._missing.get(name, (now, 0.0))[0] <= now]
         # AMQP first: when RabbitMQ hangs, its management API need not be waited for as well.
-        declared = self._session.call(lambda _: {name: found for name in names if (found := self._declare(name))})
+        declared = self._session.call(lambda channel: self._find_all(channel, names, now))
         read_at = self._clock()
         rows = self._rows()
+        for name in self._missing.keys() & (rows or {}):
+            del self._missing[name]
         delayed = self._session.call(lambda _: self._delayed_by_declaring()) if rows is None else _delayed(rows)
         queues = tuple(_reading(name, found, (rows or {}).get(name)) for name, found in declared.items())
         return BrokerReading(read_at=read_at, queues=queues, delayed=delayed)
@@ -86,6 +96,21 @@ class RabbitProbe:
             return None
         self.management_problem = None
         return {row.name: row for row in rows}
+
+    def _find_all(self, channel: Any, names: Collection[str], now: float) -> dict[str, Any]:
+        if not names:
+            channel.basic_qos(0, 0, a_global=False)  # changes nothing, and shows whether RabbitMQ answers
+        return {name: found for name in names if (found := self._find(name, now))}
+
+    def _find(self, name: str, now: float) -> Any:
+        """As ``_declare``, and remember what does not exist."""
+        found = self._declare(name)
+        if found is not None:
+            self._missing.pop(name, None)
+        else:
+            wait = self._missing.get(name, (0.0, MISSING_FIRST_SECONDS / 2))[1] * 2
+            self._missing[name] = (now + min(wait, MISSING_LAST_SECONDS), min(wait, MISSING_LAST_SECONDS))
+        return found
 
     def _declare(self, name: str) -> Any:
         """Return the counts of queue *name*, None if it does not exist or belongs to another connection alone."""
