@@ -39,6 +39,8 @@ class CeleryProcess(Server):
             "SAMPLE_CONF": json.dumps(dict(conf or {})),
             "PYTHONPATH": f"{ROOT}:{ROOT / 'signals'}",
             "PYTHONWARNINGS": "default",
+            # billiard leaves folders behind when a worker is killed.
+            "TMPDIR": str(folder),
             # Old Celery warns about running as root in containers, and asks in some cases.
             "C_FORCE_ROOT": "1",
         }
