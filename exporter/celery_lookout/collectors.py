@@ -130,6 +130,7 @@ class WorkersCollector:
         self._clock = clock
         self._rounds = 0
         self._next_round_at = float("-inf")
+        self._invalid_replies = 0
         #: Workers that answered already, with the boot they were in.
         self._met: dict[str, int] = {}
         #: The same for those that are being asked; left over when the poll failed.
@@ -170,6 +171,9 @@ class WorkersCollector:
     def take(self, answer: WorkersAnswer) -> None:
         """Bring what they said into the state."""
         self._met, self._asked = self._asked or {}, None
+        invalid = self._probe.invalid_replies
+        self._cluster.refused("reply", invalid - self._invalid_replies)
+        self._invalid_replies = invalid
         self._cluster.take_workers(answer.readings)
         self._cluster.take_active(answer.active)
         for worker, ids in answer.gone.items():

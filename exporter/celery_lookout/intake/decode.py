@@ -34,7 +34,7 @@ _UTF8: Final = frozenset({"utf-8", "utf8", "UTF-8", "us-ascii", "binary"})
 
 REASONS: Final = (
     "too_large", "too_many", "compressed", "content_type", "content_encoding", "envelope", "malformed", "field",
-    "timestamp", "fault",
+    "timestamp", "fault", "reply",
 )  # fmt: skip
 
 _Batch = Annotated[list[Event], Meta(max_length=MAX_BATCH)]

@@ -100,7 +100,7 @@ class Cluster:
         self._faults: set[tuple[str, type[Exception]]] = set()
         events = self.exporter.events
         worker_handlers: dict[str, Callable[[Event], None]] = {
-            "worker-online": self._online,
+            "worker-online": self._heartbeat,
             "worker-heartbeat": self._heartbeat,
             "worker-offline": self._offline,
         }
@@ -227,9 +227,6 @@ class Cluster:
             "workers": self.workers.summary(self._now),
             "tasks": self.tasks.summary(),
         }
-
-    def _online(self, event: Event) -> None:
-        self._heartbeat(event)
 
     def _heartbeat(self, event: Event) -> None:
         worker = self.workers.get(event.hostname)
