@@ -1,7 +1,7 @@
 """
 A Celery application with one task for each outcome.
 
-Workers of every supported Celery version load this file, so it imports nothing of ours and
+Workers of every supported Celery version load this file, so it imports nothing of ours unless asked to, and
 reads its settings from the environment. Tests call make_app() for a client that knows the same tasks.
 """
 
@@ -228,6 +228,11 @@ def _from_environment() -> Any:
     conf = json.loads(os.environ.get("SAMPLE_CONF", "{}"))
     return make_app(os.environ["SAMPLE_BROKER"], os.environ.get("SAMPLE_RESULTS", ""), current=True, **conf)
 
+
+if os.environ.get("SAMPLE_SIGNALS"):
+    import celery_lookout_signals
+
+    celery_lookout_signals.install(**json.loads(os.environ["SAMPLE_SIGNALS"]))
 
 if "SAMPLE_BROKER" in os.environ:
     app = _from_environment()

@@ -54,8 +54,9 @@ class Worker(CeleryProcess):
     A worker node of the sample application; call start(), or use it as a context manager.
 
     *celery* is a version of celery_versions.VERSIONS. *name* is the node name, so that tests can assert on it.
-    *conf* are Celery settings, *options* further command line options, *imports* modules that the worker loads
-    (``celery_lookout_signals``). *events* and *sent_events* are switches of Celery's own.
+    *conf* are Celery settings, *options* further command line options, *imports* modules that the worker loads.
+    *events* and *sent_events* are switches of Celery's own; *signals* installs ``celery_lookout_signals`` with these
+    arguments.
     """
 
     def __init__(
@@ -71,12 +72,15 @@ class Worker(CeleryProcess):
         prefetch: int = 4,
         events: bool = True,
         sent_events: bool = True,
+        signals: Mapping[str, object] | None = None,
         imports: Sequence[str] = (),
         conf: Mapping[str, object] | None = None,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
     ) -> None:
         self.node = name
+        if signals is not None:
+            env = {"SAMPLE_SIGNALS": json.dumps(dict(signals)), **(env or {})}
         settings: dict[str, object] = {
             "worker_send_task_events": events,
             "task_send_sent_event": sent_events,

@@ -1,0 +1,187 @@
+"""
+Where snapshots go: a bounded place on the broker, by a connection of our own.
+
+One connection for a whole worker, whatever its concurrency. Our own, because a refusal closes an AMQP channel and a
+wait would hold up Celery's: here nothing is waited for longer than a second, and after a failure the broker is left
+alone for a while. Called from one thread at a time, never in a pool process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, Protocol
+
+#: Name of the stream, exchange and queue. Part of the wire format, as are the bounds below.
+NAME = "celery-lookout.signals.v1"
+
+#: The same for transports that only know queues: on Amazon SQS names have no dots.
+PLAIN_NAME = "celery-lookout-signals-v1"
+
+MESSAGES_LIMIT = 2000
+EXPIRES_SECONDS = 6 * 3600
+QUEUE_ARGUMENTS = {
+    "x-max-length": MESSAGES_LIMIT,
+    "x-max-length-bytes": 64 * 2**20,
+    "x-message-ttl": 900_000,
+    "x-expires": EXPIRES_SECONDS * 1000,
+}
+
+#: Seconds that connecting, and any answer of the broker, may take.
+PATIENCE_SECONDS = 1.0
+
+#: Seconds to leave a broker alone after it failed; doubled with each failure, up to the second number.
+FIRST_PAUSE_SECONDS = 5.0
+LAST_PAUSE_SECONDS = 60.0
+
+log = logging.getLogger("celery_lookout_signals")
+
+
+class Way(Protocol):
+    """How one kind of broker takes a snapshot. Both methods raise whatever the transport raises."""
+
+    def send(self, body: str) -> None:
+        """Hand *body* to the broker and wait until it has it."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+class Channel:
+    """Publishes snapshots of one process, or not: what cannot be sent now is told by the next one."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._way: Way | None = None
+        self._pause = 0.0
+        self._not_before = 0.0
+
+    def publish(self, body: str) -> bool:
+        """Publish *body*, JSON text, and say whether the broker took it. Never raises, never waits for long."""
+        if time.monotonic() < self._not_before:
+            return False
+        try:
+            if self._way is None:
+                self._way = _open(self._app)
+            self._way.send(body)
+        except Exception as error:  # noqa: BLE001  # each transport raises its own
+            self._failed(error)
+            return False
+        if self._pause:
+            self._pause = 0.0
+            log.info("snapshots are published again")
+        return True
+
+    def close(self) -> None:
+        """Let go of the connection; the next ``publish`` opens another."""
+        way, self._way = self._way, None
+        if way is not None:
+            try:
+                way.close()
+            except Exception:  # a broken connection has the right to break while closing
+                log.debug("while closing", exc_info=True)
+
+    def _failed(self, error: Exception) -> None:
+        self.close()
+        if not self._pause:
+            # The class only: some drivers put the URL, with its password, into the text.
+            log.warning("snapshot not published (%s), trying again until the broker takes it", type(error).__name__)
+        self._pause = min(self._pause * 2 or FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
+        self._not_before = time.monotonic() + self._pause
+
+
+#: How long the drivers of each kind of transport may wait, in their own words.
+_PATIENCE: dict[str, dict[str, Any]] = {
+    "redis": {"socket_timeout": PATIENCE_SECONDS, "socket_connect_timeout": PATIENCE_SECONDS},
+    "amqp": {"confirm_publish": True},
+    "sqs": {
+        "client-config": {
+            "connect_timeout": PATIENCE_SECONDS,
+            "read_timeout": PATIENCE_SECONDS,
+            "retries": {"max_attempts": 0},
+        }
+    },
+}
+
+
+def _open(app: Any) -> Way:
+    connection = app.connection_for_write(heartbeat=0, connect_timeout=PATIENCE_SECONDS)
+    kind = connection.transport.driver_type
+    # A copy: without it the application's own connections would get our options.
+    connection.transport_options = {**connection.transport_options, **_PATIENCE.get(kind, {})}
+    if kind == "redis":
+        return _Stream(connection)
+    connection.ensure_connection(max_retries=max(len(connection.alt or ()) - 1, 0))
+    return _Exchange(connection) if kind == "amqp" else _Queue(connection)
+
+
+class _Stream:
+    """Redis: a stream, trimmed and kept alive with each entry."""
+
+    def __init__(self, connection: Any) -> None:
+        channel = connection.channel()
+        self._kombu = connection
+        self._key = f"{channel.global_keyprefix or ''}{NAME}"
+        # A bare connection: redis-py's client tries again and again before it gives up.
+        self._redis = channel.pool.make_connection()
+        self._redis.retry = _without_retries()
+        self._redis.connect()
+
+    def send(self, body: str) -> None:
+        self._redis.send_command("XADD", self._key, "MAXLEN", MESSAGES_LIMIT, "*", "body", body)
+        self._redis.read_response()
+        self._redis.send_command("EXPIRE", self._key, EXPIRES_SECONDS)
+        self._redis.read_response()
+
+    def close(self) -> None:
+        self._redis.disconnect()
+        self._kombu.collect()
+
+
+class _Exchange:
+    """RabbitMQ: a fanout exchange, and the queue that keeps snapshots while there is no sidecar."""
+
+    def __init__(self, connection: Any) -> None:
+        from kombu import Exchange, Queue
+
+        connection.connection.sock.settimeout(PATIENCE_SECONDS)
+        self._kombu = connection
+        channel = connection.channel()
+        exchange = Exchange(NAME, type="fanout", durable=True)
+        queue = Queue(NAME, exchange, durable=True, queue_arguments=QUEUE_ARGUMENTS)
+        queue(channel).declare()
+        self._producer = connection.Producer(channel, exchange=exchange, auto_declare=False)
+
+    def send(self, body: str) -> None:
+        self._producer.publish(body, content_type="application/json", content_encoding="utf-8", retry=False)
+
+    def close(self) -> None:
+        self._kombu.collect()
+
+
+class _Queue:
+    """Any other transport: a queue, bounded by what the broker bounds."""
+
+    def __init__(self, connection: Any) -> None:
+        from kombu import Exchange, Queue
+
+        self._kombu = connection
+        channel = connection.channel()
+        queue = Queue(PLAIN_NAME, Exchange(PLAIN_NAME, type="direct"), routing_key=PLAIN_NAME)
+        queue(channel).declare()
+        self._producer = connection.Producer(channel, exchange=queue.exchange, auto_declare=False)
+
+    def send(self, body: str) -> None:
+        self._producer.publish(
+            body, routing_key=PLAIN_NAME, content_type="application/json", content_encoding="utf-8", retry=False
+        )
+
+    def close(self) -> None:
+        self._kombu.release()
+
+
+def _without_retries() -> Any:
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return Retry(NoBackoff(), 0)

@@ -1,0 +1,77 @@
+"""
+Failures told in full: what somebody needs who wants to know why.
+
+They are few whatever happens: a storm of failures is counted, and some of it is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from pathlib import Path
+
+#: Longest traceback, in characters. Of a longer one the middle goes: the end has the exception, the beginning the task.
+TRACEBACK_LIMIT = 16 * 1024
+
+#: Seconds between two failures of one kind that one process tells of.
+SAME_KIND_SECONDS = 1.0
+
+#: Failures of any kind that a process tells of in a second.
+PER_SECOND = 4
+
+#: Class of exception to the kind of failure, where it is not simply an exception.
+KINDS = {
+    "SoftTimeLimitExceeded": "soft_time_limit",
+    "TimeLimitExceeded": "hard_time_limit",
+    "WorkerLostError": "worker_lost",
+}
+
+_FRAME = re.compile(r'^\s+File "([^"]+)", line \d+, in (\S+)', re.MULTILINE)
+#: Frames, from the innermost, that make two failures the same.
+_FRAMES = 5
+
+
+class Limiter:
+    """Says which failures of one process are told."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._told = 0
+        self._kinds: dict[tuple[str, str], float] = {}
+
+    def admits(self, task: str, exception: str) -> bool:
+        """Say whether a failure of *task* with this class is to be told now."""
+        now = time.monotonic()
+        if int(now) != self._second:
+            self._second, self._told = int(now), 0
+            self._kinds = {kind: at for kind, at in self._kinds.items() if now - at < SAME_KIND_SECONDS}
+        kind = (task, exception)
+        if self._told >= PER_SECOND or kind in self._kinds:
+            return False
+        self._told += 1
+        self._kinds[kind] = now
+        return True
+
+
+def class_name(error: BaseException) -> str:
+    """Return the class of *error* with its module, as Python prints it at the end of a traceback."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def shortened(traceback: str) -> str:
+    """Return *traceback* with its middle left out if it is too long."""
+    excess = len(traceback) - TRACEBACK_LIMIT
+    if excess <= 0:
+        return traceback
+    note = f"\n  [… {excess + 64} characters left out …]\n"
+    half = (TRACEBACK_LIMIT - len(note)) // 2
+    return traceback[:half] + note + traceback[-half:]
+
+
+def fingerprint(task: str, exception: str, traceback: str) -> str:
+    """Return a text that is the same for failures at the same place, whatever their message and line numbers."""
+    frames = [f"{Path(path).name}:{function}" for path, function in _FRAME.findall(traceback)]
+    parts = (task, exception, *frames[-_FRAMES:])
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:16]

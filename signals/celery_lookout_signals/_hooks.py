@@ -1,0 +1,151 @@
+"""
+What is connected to what: the only file that knows the names of Celery's signals.
+
+Handlers are connected once, stay connected in every process, and look at the state to see whether it is theirs to act.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from . import _guard
+from ._guard import guarded
+from ._stamp import stamp
+
+if TYPE_CHECKING:
+    from ._runs import Runs
+    from ._worker import WorkerSide
+
+
+class _State:
+    """What this process is to us. A pool process inherits its parent's by the fork."""
+
+    connected = False
+    interval = 5.0
+    peak_memory = True
+    worker: WorkerSide | None = None
+    #: Process that ``worker`` belongs to.
+    pid = 0
+    #: The runs of this process, if it runs tasks.
+    runs: Runs | None = None
+
+
+def connect(*, interval: float, peak_memory: bool) -> None:
+    """Connect everything, once. Raises ValueError for an *interval* that is none."""
+    if not 0.5 <= interval <= 3600 or math.isnan(interval):
+        raise ValueError(f"interval={interval!r} must be a number of seconds from 0.5 to 3600")
+    if _State.connected:
+        return
+    _State.connected = True
+    _State.interval, _State.peak_memory = float(interval), peak_memory
+    from celery import signals
+
+    for signal, handler in (
+        (signals.before_task_publish, stamp),
+        (signals.worker_init, _worker_init),
+        (signals.worker_process_init, _worker_process_init),
+        (signals.task_received, _task_received),
+        (signals.task_prerun, _task_prerun),
+        (signals.task_failure, _task_failure),
+        (signals.task_postrun, _task_postrun),
+        (signals.task_revoked, _task_revoked),
+        (signals.task_unknown, _task_unknown),
+        (signals.worker_shutting_down, _worker_shutting_down),
+        (signals.worker_shutdown, _worker_shutdown),
+        (signals.beat_init, _beat_init),
+    ):
+        name = f"celery_lookout_signals.{handler.__name__}"
+        signal.connect(guarded(handler), weak=False, dispatch_uid=name)
+
+
+def _own_worker() -> WorkerSide | None:
+    """Return the worker whose main process this is."""
+    return _State.worker if _State.pid == os.getpid() else None
+
+
+def _worker_init(sender: Any = None, **_: Any) -> None:
+    from ._steps import add_step
+    from ._worker import WorkerSide
+
+    worker = WorkerSide(sender, interval=_State.interval, peak_memory=_State.peak_memory)
+    _State.worker, _State.pid = worker, os.getpid()
+    add_step(sender.app, worker)
+    worker.announce()
+
+
+def _worker_process_init(**_: Any) -> None:
+    # Celery's solo pool sends this in the main process; a spawned child has no worker.
+    if _State.worker is not None and _State.pid != os.getpid():
+        _State.runs = _State.worker.run_in_child()
+        _guard.take_faults()  # the parent's, and told by it
+
+
+def _runs() -> Runs | None:
+    if _State.runs is not None:
+        return _State.runs
+    worker = _State.worker
+    return None if worker is None else worker.runs
+
+
+def _task_received(request: Any = None, **_: Any) -> None:
+    worker = _own_worker()
+    if worker is not None:
+        worker.received(request)
+
+
+def _task_prerun(task: Any = None, task_id: str = "", **_: Any) -> None:
+    runs = _runs()
+    if runs is not None:
+        runs.begin(task, task_id)
+
+
+def _task_postrun(task: Any = None, task_id: str = "", state: str | None = None, retval: Any = None, **_: Any) -> None:
+    runs = _runs()
+    if runs is not None:
+        runs.end(task, task_id, state, retval)
+
+
+def _task_failure(
+    sender: Any = None, task_id: str = "", exception: Any = None, einfo: Any = None, traceback: Any = None, **_: Any
+) -> None:
+    text = str(getattr(einfo, "traceback", None) or (traceback if isinstance(traceback, str) else ""))
+    runs, worker = _runs(), _own_worker()
+    if runs is not None and runs.has(task_id):
+        runs.fail(sender, task_id, exception, text)
+    elif worker is not None and type(exception).__name__ in ("TimeLimitExceeded", "WorkerLostError"):
+        worker.died(task_id, exception, text)
+
+
+def _task_revoked(
+    sender: Any = None, request: Any = None, terminated: bool = False, expired: bool = False, **_: Any
+) -> None:
+    worker = _own_worker()
+    if worker is not None:
+        worker.revoked(vars(request), task=sender.name, terminated=bool(terminated), expired=bool(expired))
+
+
+def _task_unknown(message: Any = None, name: Any = None, id: Any = None, **_: Any) -> None:  # noqa: A002  # Celery's name
+    worker = _own_worker()
+    if worker is not None:
+        worker.unknown(message, str(name), str(id))
+
+
+def _worker_shutting_down(how: str = "", **_: Any) -> None:
+    # After a warm shutdown worker_shutdown comes; of some cold ones this is the last that we hear.
+    worker = _own_worker()
+    if worker is not None and how == "Cold":
+        worker.flush(final=False)
+
+
+def _worker_shutdown(**_: Any) -> None:
+    worker = _own_worker()
+    if worker is not None:
+        worker.flush(final=True)
+
+
+def _beat_init(sender: Any = None, **_: Any) -> None:
+    from ._beat import BeatSide
+
+    BeatSide(sender, interval=_State.interval).follow()

@@ -1,0 +1,182 @@
+"""
+What is told of one task inside a worker, and its form on the pipe from a pool process to the main process.
+
+A run is one record of fixed form with three names behind it. All of it is at most ``PIPE_BUF`` bytes, which the kernel
+writes whole or not at all, so records of several processes never mix. A failure has a traceback and may need several.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+#: The end of a run without an outcome: the main process learns what became of the task.
+ABORTED = "aborted"
+
+#: How a run can end, but for the last in the words of the wire format. Their order is the pipe's, which never leaves a
+#: worker.
+OUTCOMES = (
+    "succeeded", "failed", "retried", "ignored", "rejected", "requeued", "revoked", "expired", "terminated", ABORTED,
+)  # fmt: skip
+_OUTCOME_NUMBERS = {outcome: number for number, outcome in enumerate(OUTCOMES)}
+
+#: For a number that could not be measured.
+UNMEASURED = -1.0
+
+#: Characters of a name that are kept; AMQP allows no longer queue name.
+NAME_LIMIT = 255
+
+
+class Run(NamedTuple):
+    """One attempt that ended. Numbers are ``UNMEASURED`` (or 0 for sizes) where they could not be measured."""
+
+    task: str
+    queue: str
+    outcome: str
+    #: Class of the exception of a failed or retried run, without its module.
+    exception: str = ""
+    #: Of the task id: the main process finds its own knowledge of the task by it.
+    key: int = 0
+    retries: int = 0
+    #: Whether the body was entered; a revoked task's was not.
+    started: bool = True
+    #: Unix time.
+    ended_at: float = 0.0
+    runtime: float = UNMEASURED
+    wait: float = UNMEASURED
+    cpu: float = UNMEASURED
+    growth: int = 0
+    peak: int = 0
+    #: Records that the process could not hand over before this one.
+    lost_before: int = 0
+    faults: int = 0
+
+
+class Failure(NamedTuple):
+    """One failure told in full: the fields of ``docs/wire.md``."""
+
+    task_id: str
+    task: str
+    queue: str
+    retries: int
+    at: float
+    kind: str
+    exception: str
+    traceback: str
+    fingerprint: str
+    runtime: float | None = None
+    trace_id: str | None = None
+    sentry_event_id: str | None = None
+
+
+class Received(NamedTuple):
+    """The main process took a message from the broker."""
+
+    task: str
+    queue: str
+    redelivered: bool
+
+
+_FRAME = struct.Struct("<HB")  # length of the rest, kind
+_RUN = struct.Struct("<qIBBddddQQHH")
+_PART = struct.Struct("<IB")  # process, whether more parts follow
+_RUN_KIND, _PART_KIND = 1, 2
+
+_PIPE_BUF = select.PIPE_BUF
+#: POSIX allows a PIPE_BUF so small that three long names do not fit.
+_NAMES_LIMIT = _PIPE_BUF - _FRAME.size - _RUN.size
+_PART_BYTES = _PIPE_BUF - _FRAME.size - _PART.size
+
+
+def run_key(task_id: str) -> int:
+    """Return a number for *task_id*; the same in all processes forked from one."""
+    return hash(task_id)
+
+
+def encode_run(run: Run) -> bytes:
+    """Return the record of *run*, at most ``PIPE_BUF`` bytes."""
+    names = "\0".join((run.task[:NAME_LIMIT], run.queue[:NAME_LIMIT], run.exception[:NAME_LIMIT]))
+    tail = names.encode("utf-8", "replace")[:_NAMES_LIMIT]
+    return (
+        _FRAME.pack(_RUN.size + len(tail), _RUN_KIND)
+        + _RUN.pack(
+            run.key,
+            min(run.retries, 2**32 - 1),
+            _OUTCOME_NUMBERS[run.outcome],
+            run.started,
+            run.ended_at,
+            run.runtime,
+            run.wait,
+            run.cpu,
+            run.growth,
+            run.peak,
+            min(run.lost_before, 0xFFFF),
+            min(run.faults, 0xFFFF),
+        )
+        + tail
+    )
+
+
+def encode_failure(failure: Failure) -> list[bytes]:
+    """Return the records of *failure*, each at most ``PIPE_BUF`` bytes."""
+    data = json.dumps(failure).encode()
+    chunks = [data[start : start + _PART_BYTES] for start in range(0, len(data), _PART_BYTES)]
+    pid = os.getpid()
+    return [
+        _FRAME.pack(_PART.size + len(chunk), _PART_KIND) + _PART.pack(pid, number < len(chunks) - 1) + chunk
+        for number, chunk in enumerate(chunks)
+    ]
+
+
+class Decoder:
+    """Takes the pipe's bytes apart, in pieces as they come."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+        #: Beginnings of failures, by process. One that was killed half-way leaves its beginning here.
+        self._parts: dict[int, bytes] = {}
+
+    def feed(self, data: bytes) -> Iterator[Run | Failure]:
+        """Yield the records that *data* completes."""
+        data = self._pending + data
+        at, end = 0, len(data)
+        while end - at >= _FRAME.size:
+            size, kind = _FRAME.unpack_from(data, at)
+            body = at + _FRAME.size
+            if body + size > end:
+                break
+            at = body + size
+            if kind == _RUN_KIND:
+                yield _decode_run(data, body, at)
+            else:
+                failure = self._join(data[body:at])
+                if failure is not None:
+                    yield failure
+        self._pending = data[at:]
+
+    def forget(self, pid: int) -> None:
+        """Drop what the process *pid*, which is gone, had only begun to tell."""
+        self._parts.pop(pid, None)
+
+    def _join(self, part: bytes) -> Failure | None:
+        pid, more = _PART.unpack_from(part)
+        data = self._parts.pop(pid, b"") + part[_PART.size :]
+        if more:
+            self._parts[pid] = data
+            return None
+        try:
+            return Failure(*json.loads(data))
+        except (ValueError, TypeError):
+            return None  # a part of it was lost in a full pipe
+
+
+def _decode_run(data: bytes, start: int, end: int) -> Run:
+    fields = _RUN.unpack_from(data, start)
+    key, retries, outcome, started = fields[:4]
+    names = data[start + _RUN.size : end].decode("utf-8", "replace").split("\0")
+    task, queue, exception = (*names, "", "", "")[:3]
+    return Run(task, queue, OUTCOMES[outcome], exception, key, retries, bool(started), *fields[4:])

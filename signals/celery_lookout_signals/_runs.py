@@ -1,0 +1,141 @@
+"""
+One run of a task, in the process that runs it: from ``task_prerun`` to ``task_postrun``.
+
+A run may end without an outcome: its process was asked to go, or the task called ``sys.exit``. Then only its start is
+told from here, and the main process learns what became of the task.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple, Protocol
+
+from . import _guard
+from ._failures import KINDS, Limiter, class_name, fingerprint, shortened
+from ._measure import Meter
+from ._queues import QueueNames
+from ._records import ABORTED, UNMEASURED, Failure, Run, run_key
+from ._stamp import published, waits_from
+from ._traces import current_trace_id, sentry_event_id, trace_id_of
+
+#: Celery's states to outcomes in the words of the wire format. A rejection has two, see ``_outcome``.
+_OUTCOMES = {"SUCCESS": "succeeded", "FAILURE": "failed", "RETRY": "retried", "IGNORED": "ignored"}
+
+
+class Sink(Protocol):
+    """Where runs go."""
+
+    def send(self, run: Run) -> None:
+        """Hand *run* over, without waiting."""
+
+    def send_failure(self, failure: Failure) -> None:
+        """Hand *failure* over, without waiting."""
+
+
+class _Begun(NamedTuple):
+    """A run under way."""
+
+    queue: str
+    retries: int
+    wait: float
+    #: By the monotonic clock.
+    started_at: float
+    cpu: float
+
+
+class Runs:
+    """The runs of one process."""
+
+    def __init__(self, sink: Sink, meter: Meter, queues: QueueNames) -> None:
+        self._sink = sink
+        self._meter = meter
+        self._queues = queues
+        self._limiter = Limiter()
+        self._begun: dict[str, _Begun] = {}
+
+    def begin(self, task: Any, task_id: str) -> None:
+        """Take note of ``task_prerun``. A task that another one calls in place (``apply``) is part of that one."""
+        request = task.request
+        if request.is_eager or request.called_directly:
+            return
+        fields = vars(request)
+        since = waits_from(published(fields), request.eta)
+        self._meter.begin()
+        clock = self._meter.cpu_clock
+        self._begun[task_id] = _Begun(
+            queue=self._queues.name_of(request.delivery_info),
+            retries=request.retries or 0,
+            wait=UNMEASURED if since is None else max(time.time() - since, 0.0),
+            started_at=time.monotonic(),
+            cpu=UNMEASURED if clock is None else clock(),
+        )
+
+    def fail(self, task: Any, task_id: str, error: BaseException, traceback: str) -> None:
+        """Tell of a failure in full, if it is one of few: ``task_failure`` of a run that is under way here."""
+        begun = self._begun.get(task_id)
+        name = class_name(error)
+        if begun is None or not self._limiter.admits(task.name, name):
+            return
+        self._sink.send_failure(
+            Failure(
+                task_id=task_id,
+                task=task.name,
+                queue=begun.queue,
+                retries=begun.retries,
+                at=time.time(),
+                kind=KINDS.get(type(error).__name__, "exception"),
+                exception=name,
+                traceback=shortened(traceback),
+                fingerprint=fingerprint(task.name, name, traceback),
+                runtime=round(time.monotonic() - begun.started_at, 6),
+                trace_id=current_trace_id() or trace_id_of(vars(task.request)),
+                sentry_event_id=sentry_event_id(),
+            )
+        )
+
+    def end(self, task: Any, task_id: str, state: str | None, result: Any) -> None:
+        """Tell of a run that ended: ``task_postrun``. *result* is what it returned or raised."""
+        begun = self._begun.pop(task_id, None)
+        outcome = _outcome(state, result)
+        if begun is None:
+            return
+        runtime = time.monotonic() - begun.started_at
+        clock = self._meter.cpu_clock
+        cpu = UNMEASURED if clock is None else max(clock() - begun.cpu, 0.0)
+        growth, peak = self._meter.end(task.name)
+        self._sink.send(
+            Run(
+                task=task.name,
+                queue=begun.queue,
+                outcome=outcome,
+                exception=_exception(outcome, result),
+                key=run_key(task_id),
+                retries=begun.retries,
+                ended_at=time.time(),
+                runtime=runtime,
+                wait=begun.wait,
+                cpu=cpu,
+                growth=growth,
+                peak=peak,
+                faults=_guard.take_faults(),
+            )
+        )
+
+    def has(self, task_id: str) -> bool:
+        """Say whether a run of this task is under way here."""
+        return task_id in self._begun
+
+
+def _outcome(state: str | None, result: Any) -> str:
+    if state == "REJECTED":
+        return "requeued" if getattr(result, "requeue", False) else "rejected"
+    return _OUTCOMES.get(state or "", ABORTED)
+
+
+def _exception(outcome: str, result: Any) -> str:
+    if outcome == "failed":
+        return type(result).__name__
+    if outcome == "retried":
+        cause = getattr(result, "exc", None)
+        return type(result if cause is None else cause).__name__
+    return ""
