@@ -38,13 +38,16 @@ log = logging.getLogger("celery_lookout_signals")
 
 
 class Way(Protocol):
-    """How one kind of broker takes a snapshot. Both methods raise whatever the transport raises."""
+    """How one kind of broker takes a snapshot. All raise whatever the transport raises."""
+
+    def open(self) -> None:
+        """Connect."""
 
     def send(self, body: str) -> None:
         """Hand *body* to the broker and wait until it has it."""
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Let go of the connection; there may be none."""
 
 
 class Channel:
@@ -53,6 +56,7 @@ class Channel:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._way: Way | None = None
+        self._is_open = False
         self._pause = 0.0
         self._not_before = 0.0
 
@@ -62,7 +66,10 @@ class Channel:
             return False
         try:
             if self._way is None:
-                self._way = _open(self._app)
+                self._way = _way(self._app)
+            if not self._is_open:
+                self._way.open()
+                self._is_open = True
             self._way.send(body)
         except Exception as error:  # noqa: BLE001  # each transport raises its own
             self._failed(error)
@@ -74,10 +81,10 @@ class Channel:
 
     def close(self) -> None:
         """Let go of the connection; the next ``publish`` opens another."""
-        way, self._way = self._way, None
-        if way is not None:
+        self._is_open = False
+        if self._way is not None:
             try:
-                way.close()
+                self._way.close()
             except Exception:  # a broken connection has the right to break while closing
                 log.debug("while closing", exc_info=True)
 
@@ -104,80 +111,89 @@ _PATIENCE: dict[str, dict[str, Any]] = {
 }
 
 
-def _open(app: Any) -> Way:
-    connection = app.connection_for_write(heartbeat=0, connect_timeout=PATIENCE_SECONDS)
-    kind = connection.transport.driver_type
-    # A copy: without it the application's own connections would get our options.
-    connection.transport_options = {**connection.transport_options, **_PATIENCE.get(kind, {})}
+def _way(app: Any) -> Way:
+    kind = _connection(app).transport.driver_type
     if kind == "redis":
-        return _Stream(connection)
-    connection.ensure_connection(max_retries=max(len(connection.alt or ()) - 1, 0))
-    return _Exchange(connection) if kind == "amqp" else _Queue(connection)
+        return _Stream(app)
+    if kind == "amqp":
+        return _Published(app, NAME, "fanout", QUEUE_ARGUMENTS)
+    return _Published(app, PLAIN_NAME, "direct")
+
+
+def _connection(app: Any) -> Any:
+    """Return an unopened connection of *app* that waits for nothing long."""
+    connection = app.connection_for_write(heartbeat=0, connect_timeout=PATIENCE_SECONDS)
+    # A copy: without it the application's own connections would get our options.
+    options = _PATIENCE.get(connection.transport.driver_type, {})
+    connection.transport_options = {**connection.transport_options, **options}
+    return connection
 
 
 class _Stream:
     """Redis: a stream, trimmed and kept alive with each entry."""
 
-    def __init__(self, connection: Any) -> None:
-        channel = connection.channel()
-        self._kombu = connection
-        self._key = f"{channel.global_keyprefix or ''}{NAME}"
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._key = ""
+        self._pool: Any = None
+        self._redis: Any = None
+
+    def open(self) -> None:
+        if self._pool is None:
+            channel = _connection(self._app).channel()
+            self._key = f"{channel.global_keyprefix or ''}{NAME}"
+            self._pool = channel.pool
+            # It has looked whether Redis is there. We need only its settings: TLS, Sentinel, credentials.
+            self._pool.disconnect()
         # A bare connection: redis-py's client tries again and again before it gives up.
-        self._redis = channel.pool.make_connection()
+        self._redis = self._pool.make_connection()
         self._redis.retry = _without_retries()
         self._redis.connect()
 
     def send(self, body: str) -> None:
-        self._redis.send_command("XADD", self._key, "MAXLEN", MESSAGES_LIMIT, "*", "body", body)
-        self._redis.read_response()
-        self._redis.send_command("EXPIRE", self._key, EXPIRES_SECONDS)
+        self._ask("XADD", self._key, "MAXLEN", MESSAGES_LIMIT, "*", "body", body)
+        self._ask("EXPIRE", self._key, EXPIRES_SECONDS)
+
+    def _ask(self, *command: Any) -> None:
+        self._redis.send_command(*command)
         self._redis.read_response()
 
     def close(self) -> None:
-        self._redis.disconnect()
-        self._kombu.collect()
+        if self._redis is not None:
+            self._redis.disconnect()
 
 
-class _Exchange:
-    """RabbitMQ: a fanout exchange, and the queue that keeps snapshots while there is no sidecar."""
+class _Published:
+    """Through an exchange that kombu declares, with the queue that keeps snapshots while there is no sidecar."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, app: Any, name: str, exchange_type: str, arguments: dict[str, Any] | None = None) -> None:
+        self._app = app
+        self._name = name
+        self._exchange_type = exchange_type
+        self._arguments = arguments
+        self._connection: Any = None
+        self._producer: Any = None
+
+    def open(self) -> None:
         from kombu import Exchange, Queue
 
-        connection.connection.sock.settimeout(PATIENCE_SECONDS)
-        self._kombu = connection
+        self._connection = connection = _connection(self._app)
+        # One attempt for each host of a fail-over list.
+        connection.ensure_connection(max_retries=max(len(connection.alt or ()) - 1, 0))
+        sock = getattr(connection.connection, "sock", None)
+        if sock is not None:
+            sock.settimeout(PATIENCE_SECONDS)  # py-amqp waits for an answer for ever otherwise
         channel = connection.channel()
-        exchange = Exchange(NAME, type="fanout", durable=True)
-        queue = Queue(NAME, exchange, durable=True, queue_arguments=QUEUE_ARGUMENTS)
-        queue(channel).declare()
-        self._producer = connection.Producer(channel, exchange=exchange, auto_declare=False)
+        exchange = Exchange(self._name, type=self._exchange_type, durable=True)
+        Queue(self._name, exchange, self._name, durable=True, queue_arguments=self._arguments)(channel).declare()
+        self._producer = connection.Producer(channel, exchange, self._name, auto_declare=False)
 
     def send(self, body: str) -> None:
         self._producer.publish(body, content_type="application/json", content_encoding="utf-8", retry=False)
 
     def close(self) -> None:
-        self._kombu.collect()
-
-
-class _Queue:
-    """Any other transport: a queue, bounded by what the broker bounds."""
-
-    def __init__(self, connection: Any) -> None:
-        from kombu import Exchange, Queue
-
-        self._kombu = connection
-        channel = connection.channel()
-        queue = Queue(PLAIN_NAME, Exchange(PLAIN_NAME, type="direct"), routing_key=PLAIN_NAME)
-        queue(channel).declare()
-        self._producer = connection.Producer(channel, exchange=queue.exchange, auto_declare=False)
-
-    def send(self, body: str) -> None:
-        self._producer.publish(
-            body, routing_key=PLAIN_NAME, content_type="application/json", content_encoding="utf-8", retry=False
-        )
-
-    def close(self) -> None:
-        self._kombu.release()
+        if self._connection is not None:
+            self._connection.collect()
 
 
 def _without_retries() -> Any:

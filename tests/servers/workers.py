@@ -112,7 +112,11 @@ class Worker(CeleryProcess):
 
 
 class Beat(CeleryProcess):
-    """Celery beat with *schedule*, a mapping as in ``beat_schedule`` (JSON types only)."""
+    """
+    Celery beat with *schedule*, a mapping as in ``beat_schedule`` (JSON types only).
+
+    *signals* installs ``celery_lookout_signals`` with these arguments.
+    """
 
     def __init__(
         self,
@@ -121,12 +125,16 @@ class Beat(CeleryProcess):
         schedule: Mapping[str, Mapping[str, object]],
         *,
         celery: str = NEWEST,
+        signals: Mapping[str, object] | None = None,
         conf: Mapping[str, object] | None = None,
+        env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
     ) -> None:
+        if signals is not None:
+            env = {"SAMPLE_SIGNALS": json.dumps(dict(signals)), **(env or {})}
         arguments = ["beat", "-l", "DEBUG", "-s", str(folder / "schedule"), "--pidfile=", *options]
         settings = {"beat_schedule": {key: dict(entry) for key, entry in schedule.items()}, **(conf or {})}
-        super().__init__(broker_url, folder, arguments, name="beat", celery=celery, conf=settings)
+        super().__init__(broker_url, folder, arguments, name="beat", celery=celery, conf=settings, env=env)
 
     def ready(self) -> bool:
         return b"beat: Starting..." in self.log.read_bytes()
