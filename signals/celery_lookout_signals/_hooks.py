@@ -92,7 +92,7 @@ def _runs() -> Runs | None:
 def _task_received(request: Any = None, **_: Any) -> None:
     worker = _own_worker()
     if worker is not None:
-        worker.received(request)
+        worker.tasks.received(request)
 
 
 def _task_prerun(task: Any = None, task_id: str = "", **_: Any) -> None:
@@ -115,7 +115,7 @@ def _task_failure(
     if runs is not None and runs.has(task_id):
         runs.fail(sender, task_id, exception, text)
     elif worker is not None and type(exception).__name__ in ("TimeLimitExceeded", "WorkerLostError"):
-        worker.died(task_id, exception, text)
+        worker.tasks.died(task_id, exception, text)
 
 
 def _task_revoked(
@@ -123,13 +123,13 @@ def _task_revoked(
 ) -> None:
     worker = _own_worker()
     if worker is not None:
-        worker.revoked(vars(request), task=sender.name, terminated=bool(terminated), expired=bool(expired))
+        worker.tasks.revoked(vars(request), task=sender.name, terminated=bool(terminated), expired=bool(expired))
 
 
 def _task_unknown(message: Any = None, name: Any = None, id: Any = None, **_: Any) -> None:  # noqa: A002  # Celery's name
     worker = _own_worker()
     if worker is not None:
-        worker.unknown(message, str(name), str(id))
+        worker.tasks.unknown(message, str(name), str(id))
 
 
 def _worker_shutting_down(how: str = "", **_: Any) -> None:

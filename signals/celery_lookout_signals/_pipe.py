@@ -39,7 +39,7 @@ class Pipe:
 
     def send(self, run: Run) -> None:
         """Hand *run* over, or count it as lost in the next one."""
-        if self._write(encode_run(run._replace(lost_before=self._lost))):
+        if self._write(encode_run(run._replace(lost_before=self._lost) if self._lost else run)):
             self._lost = 0
         else:
             self._lost += 1

@@ -1,0 +1,223 @@
+"""
+What is known of tasks in a worker's main process, and how it becomes totals.
+
+Runs tell their own end, through the pipe. Celery's ``Request`` lives here: so kills, hard limits and revocations are
+told from here, with task, queue, runtime and trace, for their pool process has nothing more to say.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from . import _guard
+from ._failures import KINDS, Limiter, class_name, fingerprint, shortened
+from ._internals import active, retries, wait
+from ._pipe import Memory, Pipe
+from ._queues import QueueNames
+from ._records import ABORTED, UNMEASURED, Failure, Received, Run, run_key
+from ._totals import Totals
+from ._traces import trace_id_of
+
+#: Failures in one snapshot, and of one kind among them.
+FAILURES_LIMIT = 20
+FAILURES_OF_A_KIND = 5
+
+#: What Celery calls a task that the worker does not have; the signal itself brings a KeyError.
+NOT_REGISTERED = "celery.exceptions.NotRegistered"
+
+#: A task id's :func:`run_key`, and the number of retries.
+Attempt = tuple[int, int]
+
+
+class _Death(NamedTuple):
+    """A run whose end the main process tells, unless the run itself has told it before."""
+
+    request: Any
+    run: Run
+
+
+class Gatherer:
+    """Hears of tasks at any time, from any thread, and counts when :meth:`gather` is called."""
+
+    def __init__(self, queues: QueueNames) -> None:
+        self._queues = queues
+        #: From pool processes, and from runs in this process.
+        self.pipe = Pipe()
+        self.memory = Memory()
+        self.totals = Totals()
+        #: Runs that could not be handed over, and faults of ours, in all processes.
+        self.runs_lost = self.faults = 0
+        #: Failures counted.
+        self.failed = 0
+        self._heard: deque[Received | Run | _Death] = deque()
+        #: Tasks received, by :func:`run_key`; Celery holds the requests, for as long as it has them.
+        self._requests: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        #: Requests whose death was counted.
+        self._dead: weakref.WeakSet[Any] = weakref.WeakSet()
+        #: Attempts whose start was counted before their end, because they take longer than from one call to the next.
+        self._started: set[Attempt] = set()
+        #: Attempts that told their end and still seem to run, since Celery has not heard of it.
+        self._ended: set[Attempt] = set()
+        self._limiter = Limiter()
+        self._failures: list[Failure] = []
+
+    # -- hearing
+
+    def received(self, request: Any) -> None:
+        """A message became a request: ``task_received``."""
+        self._requests[run_key(request.id)] = request
+        info = request.delivery_info
+        redelivered = bool(isinstance(info, Mapping) and info.get("redelivered"))
+        self._heard.append(Received(request.name, self._queues.name_of(info), redelivered))
+
+    def died(self, task_id: str, error: BaseException, traceback: str) -> None:
+        """
+        A task failed in a way that its run could not tell: ``task_failure`` for a hard limit or a lost process.
+
+        Celery 5.7 tells a hard limit twice.
+        """
+        request = self._requests.get(run_key(task_id))
+        if request is None:
+            return
+        name = type(error).__name__
+        now = time.time()
+        # The death of a process is noticed seconds later.
+        runtime = now - request.time_start if request.time_start and name != "WorkerLostError" else UNMEASURED
+        run = self._run_of(request, "failed", name, now, runtime)
+        self._heard.append(_Death(request, run))
+        if self._limiter.admits(request.name, class_name(error)):
+            self._failures.append(_failure(request, run, error, traceback))
+
+    def revoked(self, fields: Mapping[str, Any], *, task: str, terminated: bool, expired: bool) -> None:
+        """A task was revoked: ``task_revoked``. *fields* are those of its request."""
+        request = self._requests.get(run_key(str(fields.get("id"))))
+        outcome = "expired" if expired else "terminated" if terminated else "revoked"
+        if request is None:  # before it was received
+            queue = self._queues.name_of(fields.get("delivery_info"))
+            self._heard.append(Run(task, queue, outcome, started=False))
+        else:
+            self._heard.append(_Death(request, self._run_of(request, outcome, "", time.time(), UNMEASURED)))
+
+    def unknown(self, message: Any, task: str, task_id: str) -> None:
+        """A message names a task that this worker does not have: ``task_unknown``."""
+        queue = self._queues.name_of(message.delivery_info)
+        now = time.time()
+        self._heard.append(Run(task, queue, "failed", "NotRegistered", started=False, ended_at=now))
+        if self._limiter.admits(task, NOT_REGISTERED):
+            self._failures.append(
+                Failure(
+                    task_id=task_id,
+                    task=task,
+                    queue=queue,
+                    retries=0,
+                    at=now,
+                    kind="unknown_task",
+                    exception=NOT_REGISTERED,
+                    traceback=f"{NOT_REGISTERED}: {task!r}",
+                    fingerprint=fingerprint(task, NOT_REGISTERED, ""),
+                    trace_id=trace_id_of(message.headers or {}),
+                )
+            )
+
+    def _run_of(self, request: Any, outcome: str, exception: str, now: float, runtime: float) -> Run:
+        return Run(
+            task=request.name,
+            queue=self._queues.name_of(request.delivery_info),
+            outcome=outcome,
+            exception=exception,
+            key=run_key(request.id),
+            retries=retries(request),
+            started=bool(request.time_start),
+            ended_at=now,
+            runtime=runtime,
+            wait=wait(request),
+        )
+
+    # -- counting
+
+    def gather(self) -> None:
+        """Count what was told. Runs first: what a run told of its end is true, whatever became of its process after."""
+        for record in self.pipe.drain():
+            self._count(record)
+        for record in self.memory.drain():
+            self._count(record)
+        while self._heard:
+            heard = self._heard.popleft()
+            if isinstance(heard, Received):
+                self.totals.count_received(heard)
+            elif isinstance(heard, Run):
+                self._count_run(heard)
+            elif heard.request not in self._dead and (heard.run.key, heard.run.retries) not in self._ended:
+                self._dead.add(heard.request)
+                self._count_run(heard.run)
+        self._count_starts()
+        self.faults += _guard.take_faults()
+
+    def _count(self, record: Run | Failure) -> None:
+        if isinstance(record, Failure):
+            self._failures.append(record)
+            return
+        attempt = (record.key, record.retries)
+        self.runs_lost += record.lost_before
+        self.faults += record.faults
+        if record.outcome == ABORTED:
+            if attempt not in self._started:
+                self.totals.row(record.task, record.queue).count_start(record.wait)
+                self._started.add(attempt)
+            return
+        self._ended.add(attempt)
+        self._count_run(record)
+
+    def _count_run(self, run: Run) -> None:
+        row = self.totals.row(run.task, run.queue)
+        attempt = (run.key, run.retries)
+        if attempt in self._started:
+            self._started.discard(attempt)
+        elif run.started:
+            row.count_start(run.wait)
+        row.count_end(run)
+        self.failed += run.outcome == "failed"
+
+    def _count_starts(self) -> None:
+        """Count what runs already: an hour-long task has started, and waited, long before it ends."""
+        running = {(run_key(request.id), retries(request)): request for request in active()}
+        for attempt in running.keys() - self._started - self._ended:
+            request = running[attempt]
+            self._started.add(attempt)
+            self.totals.row(request.name, self._queues.name_of(request.delivery_info)).count_start(wait(request))
+        # Whoever is not running any more has told its end, or nobody will.
+        self._started &= running.keys()
+        self._ended &= running.keys()
+
+    def pick_failures(self) -> list[Failure]:
+        """Return those of the failures since the last snapshot that are told, few of each kind."""
+        failures, self._failures = self._failures, []
+        kinds: dict[str, int] = {}
+        picked: list[Failure] = []
+        for failure in failures:
+            kinds[failure.fingerprint] = kinds.get(failure.fingerprint, 0) + 1
+            if kinds[failure.fingerprint] <= FAILURES_OF_A_KIND and len(picked) < FAILURES_LIMIT:
+                picked.append(failure)
+        return picked
+
+
+def _failure(request: Any, run: Run, error: BaseException, traceback: str) -> Failure:
+    name = class_name(error)
+    text = traceback or f"{name}: {error}"
+    return Failure(
+        task_id=request.id,
+        task=run.task,
+        queue=run.queue,
+        retries=run.retries,
+        at=run.ended_at,
+        kind=KINDS.get(run.exception, "exception"),
+        exception=name,
+        traceback=shortened(text),
+        fingerprint=fingerprint(run.task, name, ""),
+        runtime=None if run.runtime == UNMEASURED else round(run.runtime, 6),
+        trace_id=trace_id_of(request.request_dict),
+    )
