@@ -5,6 +5,7 @@ Measure the sidecar. See README.md beside this file.
     python -m benchmarks idle --broker redis
     python -m benchmarks scrapes
     python -m benchmarks worker --broker redis --rounds 7
+    python -m benchmarks per-task --seconds 20
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ from tests.servers.process import guardian
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer
 
-from . import exporters, ingest, scrapes, worker
+from . import exporters, ingest, per_task, scrapes, worker
 from .stream import Load
 
 #: At full speed: what Redis keeps for a subscriber (32 MiB) before it closes its connection.
 BURST = 40_000
+
+WHAT = ["ingest", "idle", "scrapes", "worker", "per-task"]
+
+#: Tasks per second at which the two ways of hearing of a task are compared.
+TASK_RATES = (100, 1_000, 10_000)
 
 #: Of these the worst of all rounds is shown; a median would hide a loss.
 WORST = frozenset({"lost", "lag_seconds"})
@@ -34,7 +40,9 @@ WORST = frozenset({"lost", "lag_seconds"})
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the sidecar.")
-    parser.add_argument("what", nargs="*", default=[], help="of ingest, idle, scrapes, worker; all of them by default")
+    parser.add_argument(
+        "what", nargs="*", default=[], help="of ingest, idle, scrapes, worker, per-task; all of them by default"
+    )
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), action="append", help="default: both")
     parser.add_argument("--rates", default="1000,10000,50000,0", help="events per second; 0 is full speed")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a run at a fixed rate")
@@ -44,11 +52,11 @@ def main() -> None:
         "--compare", metavar="PYTHON", help="of an environment with prometheus-exporter-celery, to measure that too"
     )
     options = parser.parse_args()
-    what = options.what or ["ingest", "idle", "scrapes", "worker"]
+    what = options.what or WHAT
     if "scrapes" in what:
         _table(asdict(scrapes.measure(target)) for target in (1_000, 10_000, 100_000))
     for name in options.broker or ("redis", "rabbitmq"):
-        if {"ingest", "idle", "worker"} & set(what):
+        if {"ingest", "idle", "worker", "per-task"} & set(what):
             with tempfile.TemporaryDirectory() as folder:
                 _measure_broker(name, Path(folder), what, options)
     guardian.dismiss()
@@ -69,6 +77,8 @@ def _measure_broker(name: str, folder: Path, what: list[str], options: argparse.
             )
         if "worker" in what:
             _table(asdict(cost) for cost in worker.measure(url, folder, options.rounds))
+        if "per-task" in what:
+            _table(asdict(cost) for cost in per_task.measure(starts[0], url, TASK_RATES, options.seconds))
         if "ingest" in what:
             for rate in map(int, options.rates.split(",")):
                 load = Load(int(rate * options.seconds) or BURST, rate)
