@@ -11,8 +11,11 @@ import re
 import time
 from pathlib import Path
 
-#: Longest traceback, in characters. Of a longer one the middle goes: the end has the exception, the beginning the task.
+#: Longest traceback, in bytes. Of a longer one the middle goes: the end has the exception, the beginning the task.
 TRACEBACK_LIMIT = 16 * 1024
+
+#: Of these, bytes for the note that says how much is left out.
+_NOTE_BYTES = 64
 
 #: Seconds between two failures of one kind that one process tells of.
 SAME_KIND_SECONDS = 1.0
@@ -62,12 +65,13 @@ def class_name(error: BaseException) -> str:
 
 def shortened(traceback: str) -> str:
     """Return *traceback* with its middle left out if it is too long."""
-    excess = len(traceback) - TRACEBACK_LIMIT
-    if excess <= 0:
+    data = traceback.encode("utf-8", "replace")
+    if len(data) <= TRACEBACK_LIMIT:
         return traceback
-    note = f"\n  [… {excess + 64} characters left out …]\n"
-    half = (TRACEBACK_LIMIT - len(note)) // 2
-    return traceback[:half] + note + traceback[-half:]
+    half = (TRACEBACK_LIMIT - _NOTE_BYTES) // 2
+    # A character that is cut in two goes as well.
+    head, tail = data[:half].decode("utf-8", "ignore"), data[-half:].decode("utf-8", "ignore")
+    return f"{head}\n  [… {len(traceback) - len(head) - len(tail)} characters left out …]\n{tail}"
 
 
 def fingerprint(task: str, exception: str, traceback: str) -> str:

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from . import _guard
 from ._failures import KINDS, Limiter, class_name, fingerprint, shortened
-from ._internals import active, retries, wait
+from ._internals import active, redelivered, retries, wait
 from ._pipe import Memory, Pipe
 from ._queues import QueueNames
-from ._records import ABORTED, UNMEASURED, Failure, Received, Run, run_key
+from ._records import ABORTED, NAME_LIMIT, UNMEASURED, Failure, Received, Run, run_key
 from ._totals import Totals
 from ._traces import trace_id_of
 
@@ -29,8 +29,8 @@ FAILURES_OF_A_KIND = 5
 #: What Celery calls a task that the worker does not have; the signal itself brings a KeyError.
 NOT_REGISTERED = "celery.exceptions.NotRegistered"
 
-#: A task id's :func:`run_key`, and the number of retries.
-Attempt = tuple[int, int]
+#: A task id's :func:`run_key`, the number of retries, and whether it was delivered before.
+Attempt = tuple[int, int, bool]
 
 
 class _Death(NamedTuple):
@@ -71,8 +71,7 @@ class Gatherer:
         """A message became a request: ``task_received``."""
         self._requests[run_key(request.id)] = request
         info = request.delivery_info
-        redelivered = bool(isinstance(info, Mapping) and info.get("redelivered"))
-        self._heard.append(Received(request.name, self._queues.name_of(info), redelivered))
+        self._heard.append(Received(request.name, self._queues.name_of(info), redelivered(request)))
 
     def died(self, task_id: str, error: BaseException, traceback: str) -> None:
         """
@@ -110,8 +109,8 @@ class Gatherer:
         if self._limiter.admits(task, NOT_REGISTERED):
             self._failures.append(
                 Failure(
-                    task_id=task_id,
-                    task=task,
+                    task_id=task_id[:NAME_LIMIT],
+                    task=task[:NAME_LIMIT],
                     queue=queue,
                     retries=0,
                     at=now,
@@ -131,6 +130,7 @@ class Gatherer:
             exception=exception,
             key=run_key(request.id),
             retries=retries(request),
+            redelivered=redelivered(request),
             started=bool(request.time_start),
             ended_at=now,
             runtime=runtime,
@@ -151,7 +151,7 @@ class Gatherer:
                 self.totals.count_received(heard)
             elif isinstance(heard, Run):
                 self._count_run(heard)
-            elif heard.request not in self._dead and (heard.run.key, heard.run.retries) not in self._ended:
+            elif heard.request not in self._dead and _attempt(heard.run) not in self._ended:
                 self._dead.add(heard.request)
                 self._count_run(heard.run)
         self._count_starts()
@@ -161,11 +161,11 @@ class Gatherer:
         if isinstance(record, Failure):
             self._failures.append(record)
             return
-        attempt = (record.key, record.retries)
+        attempt = _attempt(record)
         self.runs_lost += record.lost_before
         self.faults += record.faults
         if record.outcome == ABORTED:
-            if attempt not in self._started:
+            if record.started and attempt not in self._started:
                 self.totals.row(record.task, record.queue).count_start(record.wait)
                 self._started.add(attempt)
             return
@@ -174,7 +174,7 @@ class Gatherer:
 
     def _count_run(self, run: Run) -> None:
         row = self.totals.row(run.task, run.queue)
-        attempt = (run.key, run.retries)
+        attempt = _attempt(run)
         if attempt in self._started:
             self._started.discard(attempt)
         elif run.started:
@@ -184,7 +184,7 @@ class Gatherer:
 
     def _count_starts(self) -> None:
         """Count what runs already: an hour-long task has started, and waited, long before it ends."""
-        running = {(run_key(request.id), retries(request)): request for request in active()}
+        running = {(run_key(request.id), retries(request), redelivered(request)): request for request in active()}
         for attempt in running.keys() - self._started - self._ended:
             request = running[attempt]
             self._started.add(attempt)
@@ -205,12 +205,16 @@ class Gatherer:
         return picked
 
 
+def _attempt(run: Run) -> Attempt:
+    return run.key, run.retries, run.redelivered
+
+
 def _failure(request: Any, run: Run, error: BaseException, traceback: str) -> Failure:
     name = class_name(error)
     text = traceback or f"{name}: {error}"
     return Failure(
-        task_id=request.id,
-        task=run.task,
+        task_id=request.id[:NAME_LIMIT],
+        task=run.task[:NAME_LIMIT],
         queue=run.queue,
         retries=run.retries,
         at=run.ended_at,

@@ -6,10 +6,11 @@ Read from ``celery.worker.state``, requests and pools, of Celery 5.3 to 5.7.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ._records import UNMEASURED
+from ._records import UNMEASURED, whole
 from ._stamp import published, waits_from
 
 
@@ -50,7 +51,13 @@ def active() -> list[Any]:
 
 
 def retries(request: Any) -> int:
-    return int(request.request_dict.get("retries") or 0)
+    return whole(request.request_dict.get("retries"))
+
+
+def redelivered(request: Any) -> bool:
+    """Say whether the broker delivered the message of *request* before."""
+    info = request.delivery_info
+    return bool(isinstance(info, Mapping) and info.get("redelivered"))
 
 
 def wait(request: Any) -> float:

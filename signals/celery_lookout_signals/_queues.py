@@ -28,8 +28,8 @@ class QueueNames:
         self._known: dict[tuple[str, str], str] = {}
 
     def consumed(self) -> list[str]:
-        """Return the names of the queues that this worker consumes."""
-        return sorted(self._app.amqp.queues.consume_from)
+        """Return the names of the queues that this worker consumes, without its shares of broadcasts."""
+        return sorted(name for name, queue in self._app.amqp.queues.consume_from.items() if not queue.alias)
 
     def name_of(self, delivery_info: Any) -> str:
         """Return the name of the queue, ``unknown`` where no binding or more than one fits."""
@@ -51,8 +51,9 @@ class QueueNames:
         real_key = _DELAY_PREFIX.sub("", routing_key)
         delayed = real_key != routing_key
         for names in (queues.consume_from, queues):
+            # The queue of a broadcast has another name in each worker, and one that they share.
             fits = [
-                queue.name
+                queue.alias or queue.name
                 for queue in names.values()
                 if any(
                     (delayed or bound == exchange) and _matches(kind, pattern, real_key)

@@ -12,7 +12,7 @@ import os
 import select
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: The end of a run without an outcome: the main process learns what became of the task.
 ABORTED = "aborted"
@@ -42,6 +42,7 @@ class Run(NamedTuple):
     #: Of the task id: the main process finds its own knowledge of the task by it.
     key: int = 0
     retries: int = 0
+    redelivered: bool = False
     #: Whether the body was entered; a revoked task's was not.
     started: bool = True
     #: Unix time.
@@ -82,9 +83,11 @@ class Received(NamedTuple):
 
 
 _FRAME = struct.Struct("<HB")  # length of the rest, kind
-_RUN = struct.Struct("<qIBBddddQQHH")
+_RUN = struct.Struct("<qIB??ddddQQII")
 _PART = struct.Struct("<IB")  # process, whether more parts follow
 _RUN_KIND, _PART_KIND = 1, 2
+#: Largest count in a record.
+_MOST = 2**32 - 1
 
 _PIPE_BUF = select.PIPE_BUF
 #: POSIX allows a PIPE_BUF so small that three long names do not fit.
@@ -97,16 +100,23 @@ def run_key(task_id: str) -> int:
     return hash(task_id)
 
 
+def whole(number: Any) -> int:
+    """Return a count that came with a message as a whole number that a record can hold; 0 for what is none."""
+    # Not a number, and infinity, fail the comparison.
+    return int(number) if isinstance(number, (int, float)) and 0 < number <= _MOST else 0
+
+
 def encode_run(run: Run) -> bytes:
     """Return the record of *run*, at most ``PIPE_BUF`` bytes."""
-    names = "\0".join((run.task[:NAME_LIMIT], run.queue[:NAME_LIMIT], run.exception[:NAME_LIMIT]))
-    tail = names.encode("utf-8", "replace")[:_NAMES_LIMIT]
+    names = (name[:NAME_LIMIT].replace("\0", " ") for name in (run.task, run.queue, run.exception))
+    tail = "\0".join(names).encode("utf-8", "replace")[:_NAMES_LIMIT]
     return (
         _FRAME.pack(_RUN.size + len(tail), _RUN_KIND)
         + _RUN.pack(
             run.key,
-            min(run.retries, 2**32 - 1),
+            whole(run.retries),
             _OUTCOME_NUMBERS[run.outcome],
+            run.redelivered,
             run.started,
             run.ended_at,
             run.runtime,
@@ -114,8 +124,8 @@ def encode_run(run: Run) -> bytes:
             run.cpu,
             run.growth,
             run.peak,
-            min(run.lost_before, 0xFFFF),
-            min(run.faults, 0xFFFF),
+            min(run.lost_before, _MOST),
+            min(run.faults, _MOST),
         )
         + tail
     )
@@ -176,7 +186,7 @@ class Decoder:
 
 def _decode_run(data: bytes, start: int, end: int) -> Run:
     fields = _RUN.unpack_from(data, start)
-    key, retries, outcome, started = fields[:4]
+    key, retries, outcome = fields[:3]
     names = data[start + _RUN.size : end].decode("utf-8", "replace").split("\0")
     task, queue, exception = (*names, "", "", "")[:3]
-    return Run(task, queue, OUTCOMES[outcome], exception, key, retries, bool(started), *fields[4:])
+    return Run(task, queue, OUTCOMES[outcome], exception, key, retries, *fields[3:])

@@ -14,7 +14,7 @@ from . import _guard
 from ._failures import KINDS, Limiter, class_name, fingerprint, shortened
 from ._measure import Meter
 from ._queues import QueueNames
-from ._records import ABORTED, UNMEASURED, Failure, Run, run_key
+from ._records import ABORTED, UNMEASURED, Failure, Run, run_key, whole
 from ._stamp import published, waits_from
 from ._traces import current_trace_id, sentry_event_id, trace_id_of
 
@@ -37,6 +37,7 @@ class _Begun(NamedTuple):
 
     queue: str
     retries: int
+    redelivered: bool
     wait: float
     #: By the monotonic clock.
     started_at: float
@@ -62,9 +63,11 @@ class Runs:
         since = waits_from(published(fields), request.eta)
         self._meter.begin()
         clock = self._meter.cpu_clock
+        info = request.delivery_info or {}
         self._begun[task_id] = _Begun(
-            queue=self._queues.name_of(request.delivery_info),
-            retries=request.retries or 0,
+            queue=self._queues.name_of(info),
+            retries=whole(request.retries),
+            redelivered=bool(info.get("redelivered")),
             wait=UNMEASURED if since is None else max(time.time() - since, 0.0),
             started_at=time.monotonic(),
             cpu=UNMEASURED if clock is None else clock(),
@@ -96,9 +99,12 @@ class Runs:
     def end(self, task: Any, task_id: str, state: str | None, result: Any) -> None:
         """Tell of a run that ended: ``task_postrun``. *result* is what it returned or raised."""
         begun = self._begun.pop(task_id, None)
-        outcome = _outcome(state, result)
+        faults = _guard.take_faults()
         if begun is None:
+            if faults:  # one of them may be why
+                self._sink.send(Run("", "", ABORTED, started=False, faults=faults))
             return
+        outcome = _outcome(state, result)
         runtime = time.monotonic() - begun.started_at
         clock = self._meter.cpu_clock
         cpu = UNMEASURED if clock is None else max(clock() - begun.cpu, 0.0)
@@ -111,13 +117,14 @@ class Runs:
                 exception=_exception(outcome, result),
                 key=run_key(task_id),
                 retries=begun.retries,
+                redelivered=begun.redelivered,
                 ended_at=time.time(),
                 runtime=runtime,
                 wait=begun.wait,
                 cpu=cpu,
                 growth=growth,
                 peak=peak,
-                faults=_guard.take_faults(),
+                faults=faults,
             )
         )
 

@@ -47,7 +47,9 @@ class Envelope:
             "final": final,
             **fields,
         }
-        return json.dumps(message, separators=(",", ":"))
+        text = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
+        # Names and messages of exceptions may have halves of characters in them, which no JSON can have.
+        return text.encode("utf-8", "replace").decode()
 
 
 class Part:

@@ -15,6 +15,9 @@ from typing import Any
 #: Unix seconds with a fraction. Part of the wire format.
 PUBLISHED_HEADER = "celery-lookout-published"
 
+#: Unix time after which a stamp is nonsense.
+LATEST = 1e11
+
 
 def stamp(headers: Any = None, properties: Any = None, **_: Any) -> None:
     """
@@ -35,7 +38,8 @@ def waits_from(published: Any, eta: Any) -> float | None:
 
     *eta* is what the message has: ISO 8601 text, where no offset means UTC.
     """
-    if isinstance(published, bool) or not isinstance(published, (int, float)):
+    # Anybody may write anything there; not a number fails the comparison, too.
+    if isinstance(published, bool) or not isinstance(published, (int, float)) or not 0 <= published < LATEST:
         return None
     return max(float(published), _unix_time(eta))
 

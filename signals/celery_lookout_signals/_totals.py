@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ._records import UNMEASURED, Received, Run
+from ._records import NAME_LIMIT, UNMEASURED, Received, Run
 
 #: Upper bounds of the histograms, in seconds and bytes. The sidecar's are the same; other bounds need another version
 #: of the wire format.
@@ -109,10 +109,11 @@ class Totals:
         return iter(self._rows.values())
 
     def row(self, task: str, queue: str) -> Row:
-        """Return the row, made if it was not there; past the limit the shared one."""
+        """Return the row, made if it was not there; past the limit the shared one. Names are cut to their length."""
         row = self._rows.get((task, queue))
         if row is None:
-            if len(self._rows) >= ROWS_LIMIT:
+            task, queue = task[:NAME_LIMIT], queue[:NAME_LIMIT]
+            if len(self._rows) >= ROWS_LIMIT and (task, queue) not in self._rows:
                 task = queue = OTHER
             row = self._rows.setdefault((task, queue), Row(task, queue))
         return row

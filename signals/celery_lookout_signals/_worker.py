@@ -17,6 +17,7 @@ from ._internals import active, children, held, kind_of, processed, spawns
 from ._measure import meter_for
 from ._processes import Processes
 from ._queues import QueueNames
+from ._records import NAME_LIMIT
 from ._runs import Runs
 from ._snapshot import Envelope, parts, wire_failures
 
@@ -151,8 +152,8 @@ class WorkerSide:
         """Return what runs, by task and queue: how many, how many of them Celery has acknowledged, the oldest start."""
         rows: dict[tuple[str, str], list[Any]] = {}
         for request in active():
-            queue = self._queues.name_of(request.delivery_info)
-            row = rows.setdefault((request.name, queue), [request.name, queue, 0, 0, request.time_start])
+            task, queue = request.name[:NAME_LIMIT], self._queues.name_of(request.delivery_info)[:NAME_LIMIT]
+            row = rows.setdefault((task, queue), [task, queue, 0, 0, request.time_start])
             row[2] += 1
             row[3] += bool(request.acknowledged)
             row[4] = min(row[4], request.time_start)
