@@ -1,16 +1,16 @@
 """
 Fixtures for real brokers, workers and clients.
 
-One Redis and one RabbitMQ serve the whole run; every test gets its own database or virtual host. Tests that kill or
-freeze a broker ask for their own (``own_redis``, ``own_rabbit``). What is not installed skips its tests, or fails them
-when REQUIRE_REAL is set.
+One Redis, one RabbitMQ and one SQS serve the whole run; every test gets its own database, virtual host or region. Tests
+that kill or freeze a broker ask for their own (``own_redis``, ``own_rabbit``, ``own_sqs``). What is not installed skips
+its tests, or fails them when REQUIRE_REAL is set.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,19 +20,22 @@ from tests.servers.process import Server, guardian
 from tests.servers.prometheus import PrometheusServer, find_promtool
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer
+from tests.servers.sqs import SqsServer
 from tests.servers.workers import Client, Worker
 
 
 @dataclass(frozen=True)
 class Broker:
-    """A broker that belongs to one test: *url* leads to an empty database or virtual host."""
+    """A broker that belongs to one test: *url* leads to an empty database, virtual host or region."""
 
-    kind: Literal["redis", "amqp"]
+    kind: Literal["redis", "amqp", "sqs"]
     url: str
-    server: RedisServer | RabbitServer
+    server: RedisServer | RabbitServer | SqsServer
     #: RabbitMQ only: the management API, with the credentials of *url*'s user.
     management_url: str = ""
     vhost: str = ""
+    #: SQS only: what the worker, the client and the sidecar need besides the URL.
+    transport_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -66,6 +69,13 @@ def rabbit_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitSe
         yield server
 
 
+@pytest.fixture(scope="session")
+def sqs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqsServer]:
+    """The run's SQS. Do not kill or pause it: others use it."""
+    with SqsServer(tmp_path_factory.mktemp("sqs")) as server:
+        yield server
+
+
 _numbers = itertools.count(1)
 
 
@@ -83,6 +93,14 @@ def rabbit_broker(rabbit_server: RabbitServer) -> Iterator[Broker]:
     management_url = rabbit_server.management_url.replace("://", f"://{name}:{name}-secret@")
     yield Broker("amqp", url, rabbit_server, management_url, name)
     rabbit_server.remove_vhost(name, user=name)
+
+
+@pytest.fixture
+def sqs_broker(sqs_server: SqsServer) -> Broker:
+    """A region of the run's SQS. Workers and clients need its options: ``conf={"broker_transport_options": ...}``."""
+    # The long poll of a killed worker would still take a message.
+    options = {"region": f"test-{next(_numbers)}", "is_secure": False, "wait_time_seconds": 0, "polling_interval": 0.2}
+    return Broker("sqs", sqs_server.url(), sqs_server, transport_options=options)
 
 
 @pytest.fixture(
@@ -105,6 +123,13 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 def own_rabbit(tmp_path: Path) -> Iterator[RabbitServer]:
     """A RabbitMQ for this test alone; takes some seconds to start."""
     with RabbitServer(tmp_path / "rabbitmq") as server:
+        yield server
+
+
+@pytest.fixture
+def own_sqs(tmp_path: Path) -> Iterator[SqsServer]:
+    """An SQS for this test alone, to be killed, paused and restarted; it forgets its queues then."""
+    with SqsServer(tmp_path / "sqs") as server:
         yield server
 
 

@@ -58,10 +58,19 @@ class Broker:
     @property
     def kind(self) -> Literal["redis", "amqp", "kombu"]:
         """Which reader serves this broker."""
-        scheme = self.url.split("://", 1)[0]
-        if scheme in _REDIS_SCHEMES:
+        if self.scheme in _REDIS_SCHEMES:
             return "redis"
-        return "amqp" if scheme in _AMQP_SCHEMES else "kombu"
+        return "amqp" if self.scheme in _AMQP_SCHEMES else "kombu"
+
+    @property
+    def scheme(self) -> str:
+        """The URL's scheme, which names kombu's transport."""
+        return self.url.split("://", 1)[0]
+
+    @property
+    def has_events(self) -> bool:
+        """Whether Celery has events and remote control there: both need messages that reach all who listen."""
+        return self.scheme != "sqs"
 
     @property
     def masked_url(self) -> str:

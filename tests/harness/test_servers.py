@@ -23,6 +23,7 @@ from tests.servers.prometheus import PrometheusServer
 from tests.servers.proxy import FaultProxy
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer
+from tests.servers.sqs import SqsServer
 from tests.servers.workers import Beat, Client, Worker
 
 
@@ -40,6 +41,27 @@ def test_tasks_run_on_every_broker(
     assert client.wait(total, failure) == ["SUCCESS", "FAILURE"]
     assert total.result == 5
     assert isinstance(failure.result, ValueError)
+
+
+def test_tasks_run_on_sqs(
+    sqs_broker: Broker, start_worker: Callable[..., Worker], make_client: Callable[..., Client]
+) -> None:
+    conf = {"broker_transport_options": sqs_broker.transport_options}
+    start_worker(sqs_broker.url, conf=conf)
+    client = make_client(sqs_broker.url, **conf)
+    total, failure = client.send("add", 2, 3), client.send("fail")
+    assert client.wait(total, failure) == ["SUCCESS", "FAILURE"]
+    assert total.result == 5
+
+
+def test_sqs_regions_are_private(sqs_broker: Broker, sqs_server: SqsServer, make_client: Callable[..., Client]) -> None:
+    options = sqs_broker.transport_options
+    client = make_client(sqs_broker.url, broker_transport_options=options)
+    client.send("noop")
+    assert [url.rpartition("/")[2] for url in sqs_server.client(options["region"]).list_queues()["QueueUrls"]] == [
+        "celery"
+    ]
+    assert "QueueUrls" not in sqs_server.client("elsewhere-1").list_queues()
 
 
 @pytest.mark.old_celery

@@ -23,5 +23,5 @@ def test_queues_in_a_folder_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_transport_on_which_asking_creates_queues_is_not_asked() -> None:
-    with pytest.raises(ProbeFailed, match="sqs://"):
-        KombuProbe(Broker("sqs://key:secret@")).collect(["celery"])
+    with pytest.raises(ProbeFailed, match="gcpubsub://"):
+        KombuProbe(Broker("gcpubsub://projects/name")).collect(["celery"])

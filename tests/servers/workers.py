@@ -12,6 +12,8 @@ from tests.servers import sample_app
 from tests.servers.celery_versions import NEWEST, ROOT, python_with_celery
 from tests.servers.process import Server, wait_until
 
+SAMPLE_APP = "tests.servers.sample_app"
+
 
 class CeleryProcess(Server):
     """Any ``celery`` subcommand of the sample application."""
@@ -29,7 +31,7 @@ class CeleryProcess(Server):
         celery: str = NEWEST,
         conf: Mapping[str, object] | None = None,
         env: Mapping[str, str] | None = None,
-        app: str = "tests.servers.sample_app",
+        app: str = SAMPLE_APP,
     ) -> None:
         self.results = folder / "results"
         self.results.mkdir(parents=True, exist_ok=True)
@@ -77,6 +79,7 @@ class Worker(CeleryProcess):
         conf: Mapping[str, object] | None = None,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
+        app: str = SAMPLE_APP,
     ) -> None:
         self.node = name
         if signals is not None:
@@ -89,7 +92,7 @@ class Worker(CeleryProcess):
         }
         arguments = ["worker", "-n", name, "-P", pool, "-c", str(concurrency), "-Q", ",".join(queues)]
         arguments += ["--prefetch-multiplier", str(prefetch), "-l", "INFO", *options]
-        super().__init__(broker_url, folder, arguments, name=name, celery=celery, conf=settings, env=env)
+        super().__init__(broker_url, folder, arguments, name=name, celery=celery, conf=settings, env=env, app=app)
         self._log_start = 0
 
     def launch(self) -> None:

@@ -12,14 +12,14 @@ from ..readings import BrokerReading, QueueReading
 from .session import Session
 
 #: Transports on which asking kombu for a queue may create it, or always answers 0.
-_UNSAFE = frozenset({"sqs", "gcpubsub", "confluentkafka", "kafka"})
+_UNSAFE = frozenset({"gcpubsub", "confluentkafka", "kafka"})
 
 
 class KombuProbe:
     """Reads queue lengths by passive declaration. A queue that the transport does not know is left out."""
 
     def __init__(self, broker: Broker, *, clock: Callable[[], float] = time.time) -> None:
-        self._scheme = broker.url.split("://", 1)[0]
+        self._scheme = broker.scheme
         self._clock = clock
         self._session = Session(broker)
 

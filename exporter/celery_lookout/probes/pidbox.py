@@ -52,7 +52,7 @@ class Pidbox:
         self._broker = broker
         # Without acknowledgement emulation kombu's Redis transport leaves other consumers' unacknowledged messages
         # alone. With it, merely waiting for an answer would redeliver what is older than *our* visibility timeout.
-        options = {"ack_emulation": False} if broker.kind == "redis" else {}
+        options: dict[str, Any] = {"ack_emulation": False} if broker.kind == "redis" else {}
         self._session = Session(broker, needs=_NEEDS, **options)
         self._oid = f"celery-lookout-{uuid4()}"
         namespace = broker.control_exchange

@@ -23,13 +23,17 @@ class Session:
     """
     One kombu connection with a bounded wait everywhere.
 
-    *needs* says which rights the probe needs, for the message when the broker refuses something. *options* go over the
-    broker's transport options. A session belongs to one thread at a time.
+    *needs* says which rights the probe needs, for the message when the broker refuses something. *refusals* are the
+    errors that say so, where they are not the transport's channel errors. *options* go over the broker's transport
+    options. A session belongs to one thread at a time.
     """
 
-    def __init__(self, broker: Broker, *, needs: str = "", **options: Any) -> None:
+    def __init__(
+        self, broker: Broker, *, needs: str = "", refusals: tuple[type[Exception], ...] = (), **options: Any
+    ) -> None:
         self.broker = broker
         self._needs = needs
+        self._refusals = refusals
         self._settings = replace(broker, transport_options={**broker.transport_options, **options})
         self._connection: Connection | None = None
         self._channel: Any = None
@@ -68,14 +72,11 @@ class Session:
             raise
         except Exception as error:  # noqa: BLE001 - the edge: kombu lets every driver raise what it likes
             # A refusal closes a channel, or is an answer of Redis; anything else is the connection's fault.
-            refused = isinstance(error, self.connection.channel_errors)
-            # Redis has a TimeoutError of its own.
-            self._timed_out = type(error).__name__ in ("TimeoutError", "timeout")
+            refused = isinstance(error, self._refusals or self.connection.channel_errors)
+            # Redis and boto have TimeoutErrors of their own.
+            self._timed_out = type(error).__name__.endswith(("TimeoutError", "timeout"))
             self._drop()
-            text = describe(self.broker, error)
-            if refused:
-                raise ProbeFailed(f"{text.rstrip('.')}. {self._needs}".rstrip()) from None
-            raise BrokerUnavailable(text) from None
+            raise self._translated(error, refused=refused) from None
 
     def call(self, question: Callable[[Any], T]) -> T:
         """
@@ -127,4 +128,8 @@ class Session:
             self._channel = self._connection.channel()
         except Exception as error:  # noqa: BLE001 - the same edge
             self._drop()
-            raise BrokerUnavailable(describe(self.broker, error)) from None
+            raise self._translated(error, refused=isinstance(error, self._refusals)) from None
+
+    def _translated(self, error: Exception, *, refused: bool) -> LookoutError:
+        text = describe(self.broker, error)
+        return ProbeFailed(f"{text.rstrip('.')}. {self._needs}".rstrip()) if refused else BrokerUnavailable(text)
