@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 import prometheus_client.openmetrics.parser
 import prometheus_client.parser
 
 from celery_lookout.events import Event
 from celery_lookout.metrics.registry import Registry, Scope
+from celery_lookout.snapshots import AnySnapshot, BeatSnapshot, WorkerSnapshot
 from celery_lookout.state.cluster import Cluster, ClusterOptions
 
 EPOCH = 1_800_000_000.0
@@ -67,6 +69,18 @@ class Watched:
         """Fold events one by one, each when it happened."""
         for event in events:
             self.hear(event)
+
+    def expect_snapshots(self) -> list[float]:
+        """From now on somebody polls them; return the times at which a poll was asked for, a list that grows."""
+        asked: list[float] = []
+        self.cluster.precedence.hurry = lambda: asked.append(self.seconds)
+        return asked
+
+    def poll(self, *snapshots: AnySnapshot, old: Iterable[AnySnapshot] = (), works: bool = True) -> None:
+        """A poll of the snapshots that begins and ends now."""
+        number = self.cluster.precedence.poll_begins()
+        self.cluster.take_snapshots(old, snapshots, self.now)
+        self.cluster.snapshots_polled(number, self.now, worked=works)
 
     def wait(self, seconds: float) -> None:
         """Let time pass, with a tick every second."""
@@ -163,3 +177,33 @@ def online(at: float, **fields: Any) -> Event:
 
 def offline(at: float, **fields: Any) -> Event:
     return worker_event("offline", at, **fields)
+
+
+def row(task: str = "add", queue: str = "celery", /, **totals: Any) -> dict[str, Any]:
+    """Return a row of a snapshot; a total alone is that since boot. In *totals*, ``__`` stands for a colon."""
+    return {
+        "task": task,
+        "queue": queue,
+        "totals": {
+            key.replace("__", ":"): total if isinstance(total, tuple) else (0, total) for key, total in totals.items()
+        },
+    }
+
+
+def snapshot(at: float, *rows: Mapping[str, Any], worker: str = "w@h", **fields: Any) -> WorkerSnapshot:
+    """Return a snapshot of a worker that booted at 0, written *at*; later ones have a higher number by themselves."""
+    known: dict[str, Any] = {
+        "v": 1, "kind": "worker", "node": worker, "boot": "a", "seq": int(at) + 1, "at": EPOCH + at,
+        "started_at": EPOCH, "interval": 5.0, "final": False, "counts": True, "processed": 0, "pid": 1,
+        "rows": rows, "running": [],
+    }  # fmt: skip
+    return msgspec.convert({**known, **fields}, WorkerSnapshot)
+
+
+def beat_snapshot(at: float, *entries: Mapping[str, Any], beat: str = "beat@h", **fields: Any) -> BeatSnapshot:
+    """The same for beat."""
+    known: dict[str, Any] = {
+        "v": 1, "kind": "beat", "node": beat, "boot": "a", "seq": int(at) + 1, "at": EPOCH + at,
+        "started_at": EPOCH, "interval": 5.0, "final": False, "entries": entries,
+    }  # fmt: skip
+    return msgspec.convert({**known, **fields}, BeatSnapshot)

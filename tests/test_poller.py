@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from threading import Event
 
@@ -149,6 +149,52 @@ async def test_the_goodbye_comes_after_the_last_question(polled: Polled, monkeyp
     await poll
     await polled.pollers[0].close()
     assert polled.queues.closed
+
+
+@pytest.fixture
+async def running(polled: Polled, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Poller[str, str]]:
+    """A poller that has polled and would not poll again by itself."""
+    monkeypatch.setattr(polled.queues, "interval_seconds", 1e6)
+    task = asyncio.ensure_future(polled.pollers[0].run())
+    await polled.pollers[0].next_poll()
+    polled.queues.taken.clear()
+    yield polled.pollers[0]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_poll_can_be_had_before_its_time(polled: Polled, running: Poller[str, str]) -> None:
+    await running.next_poll()
+    assert len(polled.queues.taken) == 1
+    await asyncio.gather(running.next_poll(), running.next_poll())
+    assert len(polled.queues.taken) == 2
+
+
+async def test_a_poll_under_way_is_not_the_next(polled: Polled, running: Poller[str, str]) -> None:
+    began, go_on = Event(), Event()
+
+    def answer() -> str:
+        began.set()
+        go_on.wait(10)
+        return "late"
+
+    polled.queues.answer = answer
+    first = asyncio.ensure_future(running.next_poll())
+    await asyncio.to_thread(began.wait, 10)
+    second = asyncio.ensure_future(running.next_poll())
+    go_on.set()
+    await first
+    assert not second.done()
+    await second
+    assert len(polled.queues.taken) == 2
+
+
+async def test_who_waits_for_a_poll_is_told_of_one_that_failed_too(polled: Polled, running: Poller[str, str]) -> None:
+    polled.queues.answer = failing(KeyError("surprise"))
+    await running.next_poll()
+    polled.queues.asks = None
+    await running.next_poll()
+    assert polled.queues.taken == []
 
 
 async def test_only_the_first_failure_and_the_recovery_are_logged(

@@ -81,6 +81,14 @@ def test_the_command_line_is_stronger_than_the_environment_and_that_than_the_fil
     assert (settings.cluster.limits.queues, settings.cluster.limits.workers) == (2, 1)
 
 
+def test_an_old_name_still_works(read: Read, file: Callable[[str], str]) -> None:
+    assert read("--broker", REDIS, "--rabbitmq.replica", "b").replica == "b"
+    assert read("--broker", REDIS, LOOKOUT_RABBITMQ_REPLICA="b").replica == "b"
+    assert read("--broker", REDIS, "--config", file("rabbitmq.replica: b")).replica == "b"
+    assert read("--broker", REDIS, "--config", file("rabbitmq: {replica: b}")).replica == "b"
+    assert read("--broker", REDIS, LOOKOUT_RABBITMQ_REPLICA="b", LOOKOUT_REPLICA="c").replica == "c"
+
+
 def test_every_option_has_a_variable(read: Read) -> None:
     given: dict[type, str] = {int: "7", float: "7.5", bool: "true"}
     for option in OPTIONS:
@@ -195,7 +203,7 @@ def test_settings_apply_to_every_broker(read: Read) -> None:
         (["--broker", REDIS, "--queue.latency-slo", "=5"], "--queue.latency-slo", "'=5'"),
         (["--broker", REDIS, "--queue.latency-slo", "mail=0"], "--queue.latency-slo", "'mail=0'"),
         (["--broker", REDIS, "--queue.latency-slo", "mail=inf"], "--queue.latency-slo", "'mail=inf'"),
-        (["--broker", REDIS, "--rabbitmq.replica", "a/b"], "--rabbitmq.replica", "'a/b'"),
+        (["--broker", REDIS, "--replica", "a/b"], "--replica", "'a/b'"),
     ],
 )
 def test_errors_name_the_option_and_the_value(arguments: list[str], named: str, shown: str, read: Read) -> None:

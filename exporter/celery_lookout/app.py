@@ -13,12 +13,9 @@ from . import __version__
 from .errors import SettingsError
 from .metrics.exporter import ProcessMetrics
 from .metrics.registry import Registry
-from .monitor import Monitor
+from .monitor import THREADS_PER_BROKER, Monitor
 from .settings import Settings
 from .web.server import WebServer
-
-#: Threads per broker: connecting, reading queues and asking workers may all hang at once.
-THREADS_PER_BROKER: Final = 3
 
 #: Seconds after which everything there is will stay: from then on the garbage collector need not walk through the
 #: hundred thousand objects that the imported modules are made of.

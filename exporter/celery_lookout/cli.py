@@ -52,8 +52,9 @@ def _with_options(function: Callable[..., None]) -> Callable[..., None]:
 def _click_option(option: Option) -> Callable[[Callable[..., None]], Callable[..., None]]:
     kind: Any = click.Choice(option.choices) if option.choices else option.kind
     extra: dict[str, Any] = {"is_flag": True} if option.kind is bool else {"multiple": option.many, "type": kind}
+    flags = [f"--{name}" for name in option.names]
     return click.option(
-        f"--{option.name}", option.key, default=() if option.many else option.default, envvar=option.variables,
+        *flags, option.key, default=() if option.many else option.default, envvar=option.variables,
         show_envvar=True, show_default=option.default not in (None, False), help=option.help, **extra,
     )  # fmt: skip
 

@@ -1,5 +1,5 @@
 """
-What is polled: the broker's queues, and the workers.
+What is polled: the broker's queues, the workers, and the snapshots that wait on the broker.
 
 Each collector joins a probe, which asks, to the cluster, which says what to ask and takes the answer.
 """
@@ -7,12 +7,17 @@ Each collector joins a probe, which asks, to the cluster, which says what to ask
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from .errors import ProbeFailed
+from .intake.snapshot_source import Message, SnapshotSource
+from .intake.snapshots import SnapshotDecoder
 from .probes.control import ControlProbe
 from .readings import ActiveTask, BrokerReading, WorkerReading
+from .snapshots import AnySnapshot
 from .state.cluster import Cluster
 
 #: Polls between two searches for queues that nobody told us of; Redis walks its keys for it.
@@ -20,6 +25,9 @@ POLLS_PER_DISCOVERY: Final = 100
 
 #: Rounds after which all workers are asked and not only those we know: some send no heartbeats.
 ROUNDS_PER_ROLL_CALL: Final = 4
+
+#: Bytes of snapshots taken in at a time; the rest follows at once.
+SNAPSHOT_BYTES: Final = 64 * 2**20
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +99,8 @@ class WorkersQuestion(NamedTuple):
     workers: frozenset[str]
     #: Workers never asked before, since they started: what are they at?
     strangers: frozenset[str]
-    #: Workers that are known to send no task events.
-    silent: frozenset[str]
+    #: Workers whose task events are to be switched on, if that is wanted: they may be off, and nothing else counts.
+    mute: frozenset[str]
     #: Task ids to ask after, by worker.
     suspects: dict[str, list[str]]
 
@@ -140,19 +148,20 @@ class WorkersCollector:
         """Return who is due to be asked, and what is not clear about tasks; None when nobody is due."""
         living = self._cluster.living_workers()
         strangers = frozenset(name for name, boots in living.items() if self._met.get(name) != boots)
-        silent = self._cluster.workers_without_task_events()
+        covered = self._cluster.covered_workers()
         if self._clock() < self._next_round_at:
             if not strangers or self._asked is not None:
                 return None
             self._asked = living
             return WorkersQuestion(
-                roll_call=False, workers=strangers, strangers=strangers, silent=frozenset(), suspects={}
+                roll_call=False, workers=strangers, strangers=strangers, mute=strangers - covered, suspects={}
             )
         self._next_round_at = self._clock() + self._round_seconds
         roll_call = not living or self._rounds % ROUNDS_PER_ROLL_CALL == 0
         self._rounds += 1
         self._asked = living
-        return WorkersQuestion(roll_call, frozenset(living), strangers, silent, self._cluster.suspects())
+        mute = (strangers - covered) | self._cluster.workers_without_task_events()
+        return WorkersQuestion(roll_call, frozenset(living), strangers, mute, self._cluster.suspects())
 
     def ask(self, question: WorkersQuestion) -> WorkersAnswer:
         """Ask it."""
@@ -163,7 +172,7 @@ class WorkersCollector:
             readings = self._probe.collect(question.workers)
         active = self._probe.active(question.strangers, reserved=True) if question.strangers else []
         if self._enable_events:
-            for worker in question.strangers | question.silent:
+            for worker in question.mute:
                 self._enable(worker)
         gone = {worker: self._gone(worker, ids) for worker, ids in question.suspects.items()}
         return WorkersAnswer(readings, active, gone)
@@ -195,3 +204,79 @@ class WorkersCollector:
             self._probe.enable_events(worker)
         except ProbeFailed as error:
             log.warning("task events stay off", extra={"broker": self._broker, "worker": worker, "error": str(error)})
+
+
+@dataclass(slots=True)
+class SnapshotsAnswer:
+    """What a poll of the snapshots brought, also one that then failed: what was read does not come again."""
+
+    number: int
+    old: list[AnySnapshot] = field(default_factory=list)
+    new: list[AnySnapshot] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    #: Whether nothing was left to be read.
+    is_complete: bool = False
+    problem: Exception | None = None
+
+
+class SnapshotsCollector:
+    """What workers and beat tell of themselves. It does not read while *may_read* says no."""
+
+    name = "snapshots"
+
+    def __init__(
+        self,
+        source: SnapshotSource,
+        cluster: Cluster,
+        *,
+        interval_seconds: float,
+        may_read: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self.interval_seconds = interval_seconds
+        self._source = source
+        self._cluster = cluster
+        self._may_read = may_read
+        self._clock = clock
+
+    def question(self) -> int | None:
+        """Return the number of this poll."""
+        return self._cluster.precedence.poll_begins() if self._may_read() else None
+
+    def ask(self, question: int) -> SnapshotsAnswer:
+        """Read what waits, and decode it."""
+        answer = SnapshotsAnswer(question)
+        decoder = SnapshotDecoder(lambda reason, count: answer.refused.update({reason: count}))
+        size = 0
+        try:
+            self._source.settle()
+            while size < SNAPSHOT_BYTES and (messages := self._source.read()):
+                size += sum(len(message.body) for message in messages)
+                for message in messages:
+                    self._decode(message, decoder, answer)
+        except Exception as error:  # noqa: BLE001  # whatever it was: what was read until then is taken in first
+            answer.problem = error
+        answer.is_complete = size < SNAPSHOT_BYTES
+        return answer
+
+    def _decode(self, message: Message, decoder: SnapshotDecoder, answer: SnapshotsAnswer) -> None:
+        snapshot = decoder.message(message, self._clock())
+        if snapshot is not None:
+            (answer.old if message.is_old else answer.new).append(snapshot)
+
+    def take(self, answer: SnapshotsAnswer) -> None:
+        """Bring them into the state. Raises what went wrong while they were read."""
+        now = self._clock()
+        for reason, count in answer.refused.items():
+            self._cluster.refused_snapshot(reason, count)
+        self._cluster.take_snapshots(answer.old, answer.new, now)
+        if answer.is_complete:
+            self._cluster.snapshots_polled(answer.number, now, worked=answer.problem is None)
+        elif self._cluster.precedence.hurry is not None:
+            self._cluster.precedence.hurry()
+        if answer.problem is not None:
+            raise answer.problem
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._source.close()

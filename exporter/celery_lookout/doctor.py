@@ -14,7 +14,7 @@ from typing import Final
 
 from .findings import findings
 from .metrics.registry import Registry
-from .monitor import Monitor
+from .monitor import THREADS_PER_BROKER, Monitor
 from .settings import Settings
 
 #: What the exit code says of the worst finding.
@@ -36,8 +36,8 @@ def examine(settings: Settings, seconds: float, show: Callable[[str], None]) -> 
 
 
 async def _watch(settings: Settings, seconds: float) -> list[Monitor]:
-    executor = ThreadPoolExecutor(3 * len(settings.brokers))
-    monitors = [Monitor(broker, settings, Registry(), executor) for broker in settings.brokers]
+    executor = ThreadPoolExecutor(THREADS_PER_BROKER * len(settings.brokers))
+    monitors = [Monitor(broker, settings, Registry(), executor, is_guest=True) for broker in settings.brokers]
     tasks = [asyncio.create_task(monitor.run()) for monitor in monitors]
     await asyncio.wait(tasks, timeout=seconds)
     for monitor in monitors:

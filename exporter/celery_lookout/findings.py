@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 #: A clock that is further off than this makes waits wrong by as much, in seconds.
 SKEW_SECONDS: Final = 2.0
 
+#: Part of the tasks that must be stamped by their publisher: some waits tell of all.
+STAMPED_SHARE: Final = 0.5
+
+#: Part of the snapshots that may be missing: a broker that was away explains some, another reader takes half or more.
+MISSED_SHARE: Final = 0.25
+
 #: Names in one sentence.
 NAMES_SHOWN: Final = 10
 
@@ -56,7 +62,15 @@ def findings(monitor: Monitor) -> Iterator[Finding]:
             f"RabbitMQ's management API is not in use: {monitor.queues.problem}",
             "set --rabbitmq.management-url, and give the user the tag management",
         )
-    yield from _about_workers(monitor.cluster)
+    if monitor.broker.has_events or list(monitor.cluster.workers):
+        yield from _about_workers(monitor.cluster)
+    else:
+        yield Finding(
+            "warning",
+            "snapshots",
+            "Amazon SQS has no events, and no worker sends snapshots: nothing is known but the depth of queues",
+            "install celery_lookout_signals in the workers",
+        )
 
 
 def _about_workers(cluster: Cluster) -> Iterator[Finding]:
@@ -83,7 +97,32 @@ def _about_workers(cluster: Cluster) -> Iterator[Finding]:
     wrong = [f"{name} {seconds:+.1f} s" for name, seconds in skewed.items() if abs(seconds) > SKEW_SECONDS]
     if wrong:
         yield Finding("warning", "clock", f"clocks differ from ours: {_some(wrong)}", "run NTP on those hosts")
-    yield from _about_events(cluster)
+    covered = cluster.covered_workers()
+    if covered:
+        yield from _about_snapshots(cluster, len(covered))
+    if cluster.living_workers().keys() - covered or not covered:
+        yield from _about_events(cluster)
+
+
+def _about_snapshots(cluster: Cluster, covered: int) -> Iterator[Finding]:
+    yield Finding("ok", "fine", f"{covered} workers send snapshots, and need no task events")
+    read, missed = cluster.exporter.snapshots.value, cluster.exporter.snapshots_missed.value
+    if missed > max(read * MISSED_SHARE, 5):
+        yield Finding(
+            "warning",
+            "missed",
+            f"{missed:.0f} snapshots did not reach us, and {read:.0f} did: counts come late",
+            "if several sidecars watch this broker, give each a name of its own with --replica",
+        )
+    told = cluster.snapshots
+    if told.waits < told.starts * STAMPED_SHARE:
+        yield Finding(
+            "warning",
+            "stamp",
+            f"of {told.starts} tasks that ran, {told.starts - told.waits} were not stamped when they were published:"
+            " how long they waited is not known",
+            "install celery_lookout_signals in the applications that publish, too",
+        )
 
 
 def _about_events(cluster: Cluster) -> Iterator[Finding]:

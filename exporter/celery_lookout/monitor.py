@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from .broker import Broker
-from .collectors import QueueProbe, QueuesCollector, WorkersCollector
+from .collectors import QueueProbe, QueuesCollector, SnapshotsCollector, WorkersCollector
 from .findings import findings
 from .intake.decode import REASONS, EventDecoder
 from .intake.listener import Listener
+from .intake.snapshot_source import SnapshotSource
+from .intake.snapshots import REASONS as SNAPSHOT_REASONS
 from .intake.source import EventSource
 from .metrics.registry import Registry, Scope
 from .poller import Poller
 from .probes.control import ControlProbe
 from .settings import Settings
 from .state.cluster import Cluster
+
+#: Threads per broker: connecting, reading queues, asking workers and reading snapshots may all hang at once.
+THREADS_PER_BROKER: Final = 4
+
+#: Seconds between two polls of the snapshots. On Amazon SQS each is a request that costs money.
+SNAPSHOTS_SECONDS: Final = 1.0
+SQS_SNAPSHOTS_SECONDS: Final = 5.0
+
+#: Seconds that the first events may have to wait for the snapshots that tell whose events count.
+FIRST_SNAPSHOTS_SECONDS: Final = 5.0
+
+#: What a guest is called where each reader has a name.
+GUEST: Final = "doctor"
 
 #: Seconds between two looks at what is due while nothing comes in: every read and every scrape looks, too.
 TICK_SECONDS: Final = 1.0
@@ -43,32 +60,53 @@ class Monitor:
         registry: Registry,
         executor: Executor,
         clock: Callable[[], float] = time.time,
+        *,
+        is_guest: bool = False,
     ) -> None:
+        """A guest takes no snapshots away from the sidecar that may run as well."""
         self.broker = broker
         self.name = broker.name or broker.masked_url
         self.cluster = cluster = Cluster(Scope(registry, broker.name), settings.cluster)
         self._clock = clock
         for reason in REASONS:
             cluster.refused(reason, 0)
+        for reason in SNAPSHOT_REASONS:
+            cluster.refused_snapshot(reason, 0)
         decoder = EventDecoder(cluster.refused, accept_msgpack=settings.accept_msgpack)
         self.listener = Listener(
-            _source(broker, decoder, settings), cluster, name=self.name, executor=executor, clock=clock
+            _source(broker, decoder, settings),
+            cluster,
+            name=self.name,
+            executor=executor,
+            clock=clock,
+            before_reading=self._count_snapshots,
         )
         self.queues = QueuesCollector(
             _queue_probe(broker, settings), cluster, interval_seconds=settings.probe_interval_seconds, broker=self.name
         )
-        workers = WorkersCollector(
-            ControlProbe(broker),
+        snapshots = SnapshotsCollector(
+            _snapshot_source(broker, settings.replica, is_guest=is_guest),
             cluster,
-            round_seconds=settings.control_interval_seconds,
-            enable_events=settings.enable_events,
-            broker=self.name,
+            interval_seconds=SQS_SNAPSHOTS_SECONDS if broker.scheme == "sqs" else SNAPSHOTS_SECONDS,
+            # A second sidecar is refused RabbitMQ's events, and must not take snapshots from the first.
+            may_read=lambda: self.is_up or is_guest or broker.kind != "amqp",
             clock=clock,
         )
-        self.pollers = (
+        self._snapshots = Poller(snapshots, cluster.exporter, executor, broker=self.name, clock=clock)
+        self.pollers: list[Poller[Any, Any]] = [
             Poller(self.queues, cluster.exporter, executor, broker=self.name, clock=clock),
-            Poller(workers, cluster.exporter, executor, broker=self.name, clock=clock),
-        )
+            self._snapshots,
+        ]
+        if broker.has_events:
+            workers = WorkersCollector(
+                ControlProbe(broker),
+                cluster,
+                round_seconds=settings.control_interval_seconds,
+                enable_events=settings.enable_events,
+                broker=self.name,
+                clock=clock,
+            )
+            self.pollers.append(Poller(workers, cluster.exporter, executor, broker=self.name, clock=clock))
 
     @property
     def was_reached(self) -> bool:
@@ -82,6 +120,7 @@ class Monitor:
 
     async def run(self) -> None:
         """Watch until cancelled."""
+        self.cluster.precedence.hurry = self._snapshots.hurry
         try:
             async with asyncio.TaskGroup() as group:
                 for work in (self.listener.run, self._tick, self._explain, *(poller.run for poller in self.pollers)):
@@ -97,6 +136,12 @@ class Monitor:
             except Exception:
                 log.exception("fault of ours, beginning anew", extra={"broker": self.name})
                 await asyncio.sleep(FAULT_SECONDS)
+
+    async def _count_snapshots(self) -> None:
+        """Take in the snapshots that wait, before the events that wait: they tell of which workers no events count."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_SNAPSHOTS_SECONDS):
+                await self._snapshots.next_poll()
 
     def refresh(self) -> None:
         """Take in what the broker sent until now, and bring all numbers up to date."""
@@ -128,10 +173,30 @@ def _source(broker: Broker, decoder: EventDecoder, settings: Settings) -> EventS
     if broker.kind == "amqp":
         from .intake.amqp import AmqpEvents
 
-        return AmqpEvents(broker, decoder, replica=settings.rabbitmq_replica)
+        return AmqpEvents(broker, decoder, replica=settings.replica)
+    if not broker.has_events:
+        from .intake.silent import SilentEvents
+
+        # A probe of its own: each serves one thread.
+        return SilentEvents(partial(_queue_probe(broker, settings).collect, ()))
     from .intake.kombu import KombuEvents
 
     return KombuEvents(broker, decoder)
+
+
+def _snapshot_source(broker: Broker, replica: str, *, is_guest: bool) -> SnapshotSource:
+    replica = GUEST if is_guest else replica
+    if broker.kind == "redis":
+        from .intake.snapshots_redis import RedisSnapshots
+
+        return RedisSnapshots(broker, replica=replica)
+    if broker.kind == "amqp":
+        from .intake.snapshots_amqp import AmqpSnapshots
+
+        return AmqpSnapshots(broker, replica=replica, passing=is_guest)
+    from .intake.snapshots_kombu import KombuSnapshots, SqsSnapshots
+
+    return (SqsSnapshots if broker.scheme == "sqs" else KombuSnapshots)(broker, acknowledge=not is_guest)
 
 
 def _queue_probe(broker: Broker, settings: Settings) -> QueueProbe:
@@ -143,6 +208,10 @@ def _queue_probe(broker: Broker, settings: Settings) -> QueueProbe:
         from .probes.rabbitmq import RabbitProbe
 
         return RabbitProbe(broker, settings.management_url)
+    if broker.scheme == "sqs":
+        from .probes.sqs import SqsProbe
+
+        return SqsProbe(broker)
     from .probes.kombu import KombuProbe
 
     return KombuProbe(broker)

@@ -7,6 +7,7 @@ Whatever happens to it becomes three metrics with the collector's name; the othe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -72,14 +73,35 @@ class Poller(Generic[Question, Answer]):
         self._success = metrics.collector_success.child(collector.name)
         self._duration = metrics.collector_duration.child(collector.name)
         self._last_success = metrics.collector_last_success.child(collector.name)
+        self._hurried = asyncio.Event()
+        self._awaited: list[asyncio.Future[None]] = []
         #: Why the last poll failed; None if it did not.
         self.problem: str | None = None
 
     async def run(self) -> None:
         """Poll until cancelled."""
         while True:
+            self._hurried.clear()
+            awaited, self._awaited = self._awaited, []
             await self.poll()
-            await asyncio.sleep(self._collector.interval_seconds)
+            for future in awaited:
+                if not future.done():
+                    future.set_result(None)
+            # Not wait_for, which before Python 3.12 may swallow a cancellation.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._collector.interval_seconds):
+                    await self._hurried.wait()
+
+    def hurry(self) -> None:
+        """Poll as soon as possible. A poll under way began before now, and another follows it."""
+        self._hurried.set()
+
+    async def next_poll(self) -> None:
+        """Poll as soon as possible, and return when a poll that began after the call is over, whatever came of it."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaited.append(future)
+        self.hurry()
+        await future
 
     async def close(self) -> None:
         """Take leave of the broker, if it does not keep us waiting."""

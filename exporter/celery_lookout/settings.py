@@ -34,16 +34,27 @@ class Option:
     choices: tuple[str, ...] = ()
     #: Variables read besides ``LOOKOUT_…``, which wins.
     also_from: tuple[str, ...] = ()
+    #: Its old name, which still works.
+    formerly: str = ""
 
     @property
     def key(self) -> str:
         """The option's name as a Python identifier."""
-        return re.sub(r"[.-]", "_", self.name)
+        return _identifier(self.name)
+
+    @property
+    def names(self) -> list[str]:
+        """What it is called, the old name last."""
+        return [self.name, *filter(None, [self.formerly])]
 
     @property
     def variables(self) -> list[str]:
         """The environment variables that set it, the strongest first."""
-        return [f"LOOKOUT_{self.key.upper()}", *self.also_from]
+        return [*(f"LOOKOUT_{_identifier(name).upper()}" for name in self.names), *self.also_from]
+
+
+def _identifier(name: str) -> str:
+    return re.sub(r"[.-]", "_", name)
 
 
 _LIMITS: Final = Limits()
@@ -66,7 +77,12 @@ OPTIONS: Final = (
     Option("log.level", "Least severe messages to log.", "info", choices=("debug", "info", "warning", "error")),
     Option("log.format", "Form of the log lines.", "logfmt", choices=("logfmt", "json")),
     Option("rabbitmq.management-url", "RabbitMQ's management API; the default is port 15672 on the broker's host."),
-    Option("rabbitmq.replica", "Name of this sidecar if several watch one RabbitMQ: each needs its own events.", ""),
+    Option(
+        "replica",
+        "Name of this sidecar if several watch one broker: each needs its own events and snapshots.",
+        "",
+        formerly="rabbitmq.replica",
+    ),
     Option(
         "control.enable-events",
         "Switch task events on in workers that have them off. Costs a worker 0.2 to 0.7 ms per task.",
@@ -115,7 +131,7 @@ class Settings:
     telemetry_path: str = "/metrics"
     accept_msgpack: bool = False
     management_url: str | None = field(default=None, repr=False)
-    rabbitmq_replica: str = ""
+    replica: str = ""
     enable_events: bool = False
     control_interval_seconds: float = 15.0
     probe_interval_seconds: float = 2.0
@@ -139,7 +155,7 @@ class Settings:
             telemetry_path=path,
             accept_msgpack=given["broker_accept_msgpack"],
             management_url=given["rabbitmq_management_url"],
-            rabbitmq_replica=_replica(given["rabbitmq_replica"]),
+            replica=_replica(given["replica"]),
             enable_events=given["control_enable_events"],
             control_interval_seconds=given["control_interval"],
             probe_interval_seconds=given["probe_interval"],
@@ -178,7 +194,7 @@ def read_file(path: str) -> dict[str, Any]:
         raise SettingsError(f"--config {path!r} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"--config {path!r} must be a mapping of option names to values")
-    known = {option.name: option for option in OPTIONS}
+    known = {name: option for option in OPTIONS for name in option.names}
     values: dict[str, Any] = {}
     for name, value in _flatten(content, known):
         option = known.get(name)
@@ -253,12 +269,12 @@ def _broker(text: str, given: Mapping[str, Any]) -> Broker:
 
 def _replica(name: str) -> str:
     if name and not _NAME.fullmatch(name):
-        raise SettingsError(f"--rabbitmq.replica {name[:64]!r} may have letters, digits, dot, dash and underscore only")
+        raise SettingsError(f"--replica {name[:64]!r} may have letters, digits, dot, dash and underscore only")
     return name
 
 
 def _json(given: Mapping[str, Any], name: str) -> Any:
-    text = given[re.sub(r"[.-]", "_", name)]
+    text = given[_identifier(name)]
     if text is None or isinstance(text, bool):
         return text
     try:

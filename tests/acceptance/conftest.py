@@ -7,8 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.signals import before_task_publish
 
+from celery_lookout_signals._stamp import stamp
 from tests.servers.sidecar import Sidecar
+
+
+@pytest.fixture
+def stamped() -> Iterator[None]:
+    """Stamp what the test process publishes, as the worker package would there; it cannot be taken out again."""
+    before_task_publish.connect(stamp, weak=False)
+    yield
+    before_task_publish.disconnect(stamp)
 
 
 @pytest.fixture

@@ -55,7 +55,8 @@ def watch(
         for _ in range(3):
             client.send("noop", queue="nobody")
         metrics = sidecar.wait_for("celery_queue_length", 3, queue="nobody")
-        assert metrics.by("celery_exporter_collector_success", "collector") == {("queues",): 1, ("workers",): 1}
+        collectors = metrics.by("celery_exporter_collector_success", "collector")
+        assert collectors == {("queues",): 1, ("workers",): 1, ("snapshots",): 1}
 
     return check
 

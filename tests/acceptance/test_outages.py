@@ -223,11 +223,11 @@ def test_two_sidecars_do_not_tear_the_events_of_one_queue_apart(
     intruder = Sidecar(rabbit_broker.url, tmp_path / "intruder")
     intruder.launch()
     try:
-        wait_until(lambda: "--rabbitmq.replica" in intruder.log.read_text())
+        wait_until(lambda: "--replica" in intruder.log.read_text())
         assert intruder.get("/-/ready").status == 503
     finally:
         intruder.kill()
-    second = start_sidecar(rabbit_broker.url, "--rabbitmq.replica", "b")
+    second = start_sidecar(rabbit_broker.url, "--replica", "b")
     start_worker(rabbit_broker.url)
     client = make_client(rabbit_broker.url)
     client.wait(*[client.send("noop") for _ in range(20)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -13,11 +14,16 @@ import kombu
 import pytest
 import redis
 from amqp.exceptions import AccessRefused
+from botocore.exceptions import ClientError
 
+from celery_lookout.broker import Broker
+from celery_lookout.probes.sqs import SqsProbe
+from celery_lookout.readings import QueueReading
 from tests.servers.process import wait_until
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer
 from tests.servers.sidecar import Metrics, Sidecar
+from tests.servers.sqs import SqsServer
 from tests.servers.workers import Client, Worker
 
 PAGE = (Path(__file__).parents[2] / "docs" / "permissions.md").read_text("utf-8")
@@ -56,7 +62,9 @@ def run_tasks(url: str, client: Client) -> None:
 
 def all_is_seen(metrics: Metrics) -> bool:
     return (
-        metrics.by("celery_exporter_collector_success", "collector") == {("queues",): 1, ("workers",): 1}
+        metrics.by("celery_exporter_collector_success", "collector")
+        == {("queues",): 1, ("workers",): 1, ("snapshots",): 1}
+        and (metrics.get("celery_exporter_snapshots_total") or 0) > 0
         and metrics.get("celery_task_succeeded_total", queue="celery") == 5
         and (metrics.get("celery_queue_length", queue="celery") or 0) > 0
         and (metrics.get("celery_queue_oldest_task_age_seconds", queue="celery") or 0) > 0
@@ -75,7 +83,7 @@ def test_the_redis_user_is_enough(
     make_client: Callable[..., Client],
 ) -> None:
     url = redis_user(own_redis, "Redis 7 and Valkey")
-    start_worker(own_redis.url())
+    start_worker(own_redis.url(), signals={"interval": 1.0})
     sidecar = start_sidecar(url, "--control.interval", "2")
     run_tasks(own_redis.url(), make_client(own_redis.url()))
     wait_until(lambda: all_is_seen(sidecar.metrics()), 30, "something is not seen")
@@ -115,6 +123,7 @@ def test_the_reading_redis_user_is_enough_for_tasks_and_queues(
     wait_until(lambda: (sidecar.value("celery_queue_oldest_task_age_seconds", queue="celery") or 0) > 0)
     metrics = sidecar.wait_for("celery_exporter_collector_success", 0, collector="workers")
     assert metrics.get("celery_exporter_collector_success", collector="queues") == 1
+    assert metrics.get("celery_exporter_collector_success", collector="snapshots") == 1  # there are none
     assert (metrics.get("celery_queue_length", queue="celery") or 0) > 0
     assert (metrics.get("celery_broker_unacked") or 0) > 0
     assert metrics.get("celery_worker_up", worker="worker@host") == 1
@@ -146,7 +155,7 @@ def test_the_rabbitmq_user_is_enough(
     url = rabbit_user(own_rabbit)
     # The sidecar comes first, so that it has to declare Celery's exchanges.
     sidecar = start_sidecar(url, "--control.interval", "2", "--rabbitmq.management-url", own_rabbit.management_url)
-    start_worker(own_rabbit.url())
+    start_worker(own_rabbit.url(), signals={"interval": 1.0})
     run_tasks(own_rabbit.url(), make_client(own_rabbit.url()))
     wait_until(lambda: all_is_seen(sidecar.metrics()), 30, "something is not seen")
     wait_until(lambda: (sidecar.value("celery_queue_unacked", queue="celery") or 0) > 0, 15)
@@ -167,3 +176,35 @@ def test_the_rabbitmq_user_cannot_touch_tasks(own_rabbit: RabbitServer) -> None:
         for attempt in attempts:
             with pytest.raises(AccessRefused):
                 attempt(connection.channel())
+
+
+def sqs_rights(*names: str) -> list[dict[str, Any]]:
+    """Return the named statements of the page's policy."""
+    block = re.search(r"^## Amazon SQS$.*?```json\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    return [statement for statement in json.loads(block[1])["Statement"] if statement["Sid"] in names]
+
+
+def test_the_sqs_user_is_enough_and_cannot_touch_tasks(own_sqs: SqsServer) -> None:
+    region = "us-east-1"
+    url = own_sqs.client(region).create_queue(QueueName="shop-celery")["QueueUrl"]
+    own_sqs.client(region).send_message(QueueUrl=url, MessageBody="{}")
+    user = own_sqs.add_user(sqs_rights("Find", "Depth"))
+
+    options = {"region": region, "is_secure": False, "queue_name_prefix": "shop-"}
+    probe = SqsProbe(Broker(own_sqs.url(user), transport_options=options))
+    assert probe.discover() == {"celery"}
+    assert probe.collect(["celery"]).queues == (QueueReading("celery", ready=1, unacked=0),)
+    probe.close()
+
+    client = own_sqs.client(region, user=user)
+    attempts: list[Callable[[], object]] = [
+        lambda: client.receive_message(QueueUrl=url),
+        lambda: client.send_message(QueueUrl=url, MessageBody="{}"),
+        lambda: client.purge_queue(QueueUrl=url),
+        lambda: client.delete_queue(QueueUrl=url),
+        lambda: client.create_queue(QueueName="shop-other"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(ClientError, match="is not authorized"):
+            attempt()

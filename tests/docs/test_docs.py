@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -14,7 +15,12 @@ import yaml
 from celery_lookout.cli import command
 from celery_lookout.events import EVENT_TYPES, Event
 from celery_lookout.intake.decode import REASONS
+from celery_lookout.intake.snapshots import REASONS as SNAPSHOT_REASONS
+from celery_lookout.intake.snapshots import SnapshotDecoder
+from celery_lookout.metrics.tasks import PEAK_MEMORY_BUCKETS, RUNTIME_BUCKETS, WAIT_BUCKETS
 from celery_lookout.settings import OPTIONS, Settings, read_file
+from celery_lookout.snapshots import WorkerSnapshot
+from celery_lookout.state.snapshots import EXCEPTIONS, MOVES
 from tests.docs.metric_sources import SOURCES
 from tests.docs.write import DOCS, PAGES, SECTIONS, families
 
@@ -56,7 +62,7 @@ def test_links_lead_somewhere(file: Path) -> None:
 @every_file
 def test_metrics_named_exist(file: Path) -> None:
     named = set(
-        re.findall(r"`(celery_(?:task|queue|broker|worker|exporter)_\w+?)(?:\{[^`]*\})?`", file.read_text("utf-8"))
+        re.findall(r"`(celery_(?:task|queue|broker|worker|beat|exporter)_\w+?)(?:\{[^`]*\})?`", file.read_text("utf-8"))
     )
     histograms = (f"{name}_{part}" for name in families() for part in ("bucket", "count", "sum"))
     assert named - {*families(), *histograms} == set()
@@ -65,7 +71,7 @@ def test_metrics_named_exist(file: Path) -> None:
 @every_file
 def test_options_named_exist(file: Path) -> None:
     named = set(re.findall(r"`--([a-z]+(?:[.-][a-z]+)*)", file.read_text("utf-8")))
-    assert named - {option.name for option in OPTIONS} - {"config", "without-heartbeat"} == set()
+    assert named - {name for option in OPTIONS for name in option.names} - {"config", "without-heartbeat"} == set()
 
 
 def commands() -> list[str]:
@@ -144,7 +150,35 @@ def test_the_event_contract_is_complete() -> None:
 
 def test_every_reason_of_refusal_is_explained() -> None:
     page = (DOCS / "reliability.md").read_text("utf-8")
-    assert [reason for reason in REASONS if f"`{reason}`" not in page] == []
+    assert [reason for reason in (*REASONS, *SNAPSHOT_REASONS) if f"`{reason}`" not in page] == []
+
+
+def test_the_example_of_a_snapshot_is_one() -> None:
+    block = re.search(r"```json\n(.*?)```", (DOCS / "wire.md").read_text("utf-8"), re.DOTALL)
+    assert block is not None
+    refused: list[str] = []
+    found = SnapshotDecoder(lambda reason, _: refused.append(reason)).body(
+        block[1].encode(), json.loads(block[1])["at"]
+    )
+    assert isinstance(found, WorkerSnapshot)
+    assert refused == []
+    assert [
+        key for row in found.rows for key in row.totals if not (key in MOVES or key.partition(":")[0] in EXCEPTIONS)
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("histogram", "bounds"), [("runtime", RUNTIME_BUCKETS), ("wait", WAIT_BUCKETS), ("peak", PEAK_MEMORY_BUCKETS)]
+)
+def test_buckets_of_the_wire_are_those_of_the_metrics(histogram: str, bounds: tuple[float, ...]) -> None:
+    row = re.search(rf"^\| `{histogram}` \| (.*) \|$", (DOCS / "wire.md").read_text("utf-8"), re.MULTILINE)
+    assert row is not None
+    if histogram == "peak":
+        assert row[1] == "16 MiB, doubled ten times, up to 16 GiB"
+        assert bounds == tuple(16 * 2**20 * 2.0**n for n in range(11))
+        assert bounds[-1] == 16 * 2**30
+    else:
+        assert tuple(map(float, row[1].split(", "))) == bounds
 
 
 def test_acceptance_tests_named_exist() -> None:

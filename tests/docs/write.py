@@ -35,8 +35,10 @@ SECTIONS: Final = (
     Section(
         "Tasks",
         "celery_task_",
-        "The series of a (task, queue) appear together, counters at 0, with the first event about such a task. A "
-        "terminal outcome counts once per task id, an attempt that ends in a retry once per attempt.",
+        "The series of a (task, queue) appear together, counters at 0, with the first event about such a task, or the "
+        "first snapshot that tells of it. A terminal outcome counts once per task id, an attempt that ends in a retry "
+        "once per attempt. Of each worker either its task events count or its snapshots, never both; where an event is "
+        "named below, the same from snapshots is meant for those that send them ([wire.md](wire.md)).",
     ),
     Section(
         "Queues",
@@ -49,7 +51,14 @@ SECTIONS: Final = (
     Section(
         "Workers",
         "celery_worker_",
-        "`worker` is the whole node name, `name@host`. The series stay for 2 hours after the last heartbeat.",
+        "`worker` is the whole node name, `name@host`. The series stay for 2 hours after the last heartbeat or "
+        "snapshot. For workers without heartbeats, snapshots are the sign of life.",
+    ),
+    Section(
+        "Beat",
+        "celery_beat_",
+        "Where beat runs with `celery_lookout_signals`. The series stay for 2 hours after its last snapshot, so that "
+        "its silence can be noticed; those of an entry go when the schedule has it no more.",
     ),
     Section("The sidecar itself", "celery_exporter_", "What it heard, what it lost, what it cannot see."),
 )
@@ -72,8 +81,8 @@ def metrics_page() -> str:
         table = _table(("Metric", "Labels", "Meaning", "From", "Absent"), rows)
         parts.append(f"## {section.title}\n\n{section.text}\n\n{table}")
     buckets = _table(
-        ("Histogram", "Upper bounds in seconds, and +Inf"),
-        ((f"`{family.name}`", ", ".join(f"{bound:g}" for bound in family._bounds))
+        ("Histogram", "Upper bounds in its unit, and +Inf"),
+        ((f"`{family.name}`", ", ".join(f"{bound:.15g}" for bound in family._bounds))
          for family in declared.values() if family.kind == "histogram"),
     )  # fmt: skip
     parts.append(f"## Buckets\n\n{buckets}")
@@ -195,6 +204,8 @@ def _option_row(option: Option) -> tuple[str, ...]:
         notes.append("One of " + ", ".join(f"`{choice}`" for choice in option.choices) + ".")
     if option.many:
         notes.append("Repeatable.")
+    if option.formerly:
+        notes.append(f"Formerly `--{option.formerly}`, which still works.")
     variables = " or ".join(f"`{name}`" for name in option.variables)
     return f"`--{option.name}`", variables, f"`{option.name}`", default, " ".join([option.help, *notes])
 

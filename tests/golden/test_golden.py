@@ -8,14 +8,18 @@ are also added up here from what the scenario meant each message to be, without 
 from __future__ import annotations
 
 import difflib
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from celery_lookout.snapshots import BeatSnapshot, Entry, Failure, Row, WorkerSnapshot
+from celery_lookout.state.snapshots import EXCEPTIONS, MOVES
 from tests.clusters import of, parse, series
-from tests.golden.folding import HERE, RECORDINGS, fold, load
+from tests.golden.folding import HERE, RECORDINGS, SNAPSHOTS, fold, fold_snapshots, load
 
 _FAILED: tuple[str, dict[str, str]] = ("failed_total", {})
 
@@ -184,4 +188,64 @@ def test_afterwards_nothing_runs_and_nobody_is_up(recording: Path) -> None:
 
 
 def test_every_recording_has_its_text() -> None:
-    assert {file.stem for file in HERE.glob("*.txt")} == {file.stem for file in RECORDINGS}
+    assert {file.stem for file in HERE.glob("*.txt")} == {file.stem for file in (*RECORDINGS, SNAPSHOTS)}
+
+
+def test_the_text_of_the_snapshots_is_as_written() -> None:
+    expected = SNAPSHOTS.with_suffix(".txt").read_text("utf-8")
+    difference = difflib.unified_diff(expected.splitlines(), fold_snapshots().splitlines(), "expected", "now", n=0)
+    assert list(difference) == [], "if this is meant: python -m tests.golden.write"
+
+
+def test_the_snapshots_have_every_field_that_there_is() -> None:
+    """And so has the page that describes them."""
+    page = (HERE.parents[1] / "docs" / "wire.md").read_text("utf-8")
+    bodies = json.loads(SNAPSHOTS.read_text("utf-8"))
+    written: dict[type[msgspec.Struct], list[Any]] = {
+        WorkerSnapshot: [body for body in bodies if body["kind"] == "worker" and body["v"] == 1],
+        BeatSnapshot: [body for body in bodies if body["kind"] == "beat"],
+        Row: [row for body in bodies for row in body.get("rows", ())],
+        Failure: [failure for body in bodies for failure in body.get("failures", ())],
+        Entry: [entry for body in bodies for entry in body.get("entries", ())],
+    }
+    for kind, found in written.items():
+        names = {field.encode_name for field in msgspec.structs.fields(kind)}
+        assert names <= {name for one in found for name in one}, kind
+        assert [name for name in names if f"`{name}`" not in page and f'"{name}"' not in page] == []
+    told = {key.partition(":")[0] for row in written[Row] for key in row["totals"]}
+    assert told - {"tomorrow"} == {key.partition(":")[0] for key in (*MOVES, *EXCEPTIONS)}
+
+
+#: What a reader of the snapshots adds up by hand.
+TOLD = {
+    of("received_total", task="shop.mail", queue="mail"): 14,
+    of("started_total", task="shop.mail", queue="mail"): 14 + 3,
+    of("succeeded_total", task="shop.mail", queue="mail"): 14 + 3,
+    of("started_total", task="shop.mail", queue="unknown"): 1,
+    of("started_total", task="shop.resize", queue="celery"): 15,
+    of("ignored_total", task="shop.resize", queue="celery"): 1,
+    of("rejected_total", task="shop.resize", queue="celery", requeue="true"): 1,
+    of("revoked_total", task="shop.resize", queue="celery", reason="expired"): 2,
+    of("lost_total", task="shop.resize", queue="celery"): 1,
+    of("running", task="shop.resize", queue="celery"): 0,
+    of("runtime_seconds_count", task="shop.resize", queue="celery", outcome="failed"): 3,
+    of("runtime_seconds_bucket", task="shop.resize", queue="celery", outcome="failed", le="5.0"): 2,
+    of("queue_wait_seconds_bucket", task="shop.resize", queue="celery", le="120.0"): 13,
+    of("peak_memory_bytes_bucket", task="shop.resize", queue="celery", le="17179869184.0"): 9,
+    of("peak_memory_bytes_sum", task="shop.resize", queue="celery"): 20.25e9,
+    series("celery_queue_slo_eligible_total", queue="celery"): 15,
+    series("celery_queue_slo_violations_total", queue="celery"): 2,
+    series("celery_worker_slots", worker="a@host"): 2,
+    series("celery_worker_child_exits_total", worker="a@host", reason="recycled"): 4,
+    series("celery_worker_shutdown_graceful", worker="b@host"): 1,
+    series("celery_worker_cpu_seconds_total", worker="c@host"): 0.25,
+    series("celery_exporter_queue_resolution_total", source="snapshot"): 15 + 17,
+    series("celery_exporter_snapshots_invalid_total", reason="field"): 1,
+    series("celery_exporter_snapshots_invalid_total", reason="version"): 1,
+    "celery_exporter_snapshots_total": 10,
+}
+
+
+def test_the_snapshots_are_counted_as_they_were_meant() -> None:
+    shown = parse(SNAPSHOTS.with_suffix(".txt").read_text("utf-8"))
+    assert {name: shown.get(name) for name in TOLD} == TOLD

@@ -98,7 +98,7 @@ class AmqpEvents:
         )
         if declared.consumer_count:
             raise BrokerUnavailable(
-                f"another sidecar reads the queue {self._queue}: give each its own with --rabbitmq.replica NAME"
+                f"another sidecar reads the queue {self._queue}: give each its own with --replica NAME"
             )
         channel.queue_bind(self._queue, exchange, routing_key="#")
         channel.basic_qos(0, PREFETCH, a_global=False)

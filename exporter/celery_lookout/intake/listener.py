@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Final
 
@@ -53,7 +53,10 @@ class Listener:
         name: str,
         executor: Executor,
         clock: Callable[[], float] = time.time,
+        before_reading: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """*before_reading* is awaited once, between the first connection and the first event."""
+        self._before_reading = before_reading
         self._source = source
         self._cluster = cluster
         self._name = name
@@ -83,6 +86,9 @@ class Listener:
                     attempts = 0
                     self._found(gap=connected_before and self._source.loses_when_away, again=connected_before)
                     connected_before = True
+                    if self._before_reading is not None:
+                        before_reading, self._before_reading = self._before_reading, None
+                        await before_reading()
                     await self._listen()
                 except BrokerUnavailable as error:
                     self._lost(error, first=attempts == 0)
@@ -202,7 +208,7 @@ class Listener:
         if again:
             self._cluster.exporter.reconnects.inc()
         self.reached.set()
-        log.info("listening to events", extra={"broker": self._name})
+        log.info("connected", extra={"broker": self._name})
 
     def _lost(self, error: BrokerUnavailable, *, first: bool) -> None:
         self.problem = str(error)

@@ -28,6 +28,16 @@ class ExporterMetrics:
         self.events_lost = counter(
             "celery_exporter_events_lost_total", "Task starts that workers counted while we could not hear them."
         ).child()
+        self.snapshots = counter("celery_exporter_snapshots_total", "Snapshots of workers and beat read.").child()
+        self.snapshots_missed = counter(
+            "celery_exporter_snapshots_missed_total",
+            "Numbers that are missing between a worker's snapshots: what they told, a later one tells.",
+        ).child()
+        self.snapshots_invalid = counter(
+            "celery_exporter_snapshots_invalid_total",
+            "Snapshots, or parts of them, refused, by what was wrong with them.",
+            ("reason",),
+        )
         self.last_event = gauge(
             "celery_exporter_last_event_timestamp_seconds", "Unix time at which the last event was read."
         )
@@ -56,7 +66,7 @@ class ExporterMetrics:
         )
         for event in (*EVENT_TYPES, OTHER):
             self.events.child(event)
-        for source in ("sent", "inspect", "worker", "unknown"):
+        for source in ("sent", "snapshot", "inspect", "worker", "unknown"):
             self.queue_resolution.child(source)
 
 

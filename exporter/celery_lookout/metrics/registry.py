@@ -104,6 +104,16 @@ class Histogram:
         self.sum += value
         self._text = None
 
+    def add(self, bucket: int, count: int) -> None:
+        """Add *count* observations, made elsewhere, to the *bucket*-th bucket alone; ``add_sum`` has the rest."""
+        self._counts[bucket] += count
+        self._text = None
+
+    def add_sum(self, amount: float) -> None:
+        """Add what the observations of ``add`` sum up to."""
+        self.sum += amount
+        self._text = None
+
     def text(self) -> str:
         """Return all lines of this histogram."""
         if self._text is None:

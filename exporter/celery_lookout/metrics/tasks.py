@@ -29,6 +29,9 @@ RUNTIME_BUCKETS: Final = (
 #: A wait matters from "at once" to "the queue was stuck all night"; edges fall on latency targets people choose.
 WAIT_BUCKETS: Final = (0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0)
 
+#: From a small process to all of a large machine, in bytes.
+PEAK_MEMORY_BUCKETS: Final = tuple(float(2**power) for power in range(24, 35))
+
 _LABELS: Final = ("task", "queue")
 
 
@@ -61,6 +64,11 @@ class TaskMetrics:
         self.retries_exhausted = counter("retries_exhausted", "Tasks that failed for good after at least one retry.")
         self.redelivered = counter("redelivered", "Tasks delivered again without a retry: possibly executed twice.")
         self.lost = counter("lost", "Tasks that were on a worker which vanished, and did not reappear.")
+        self.ignored = counter("ignored", "Runs that ended in Ignore: no outcome is kept of them.")
+        self.cpu_seconds = counter("cpu_seconds", "CPU time of task bodies.")
+        self.memory_growth = counter(
+            "memory_growth_bytes", "Memory that the process had more after a run than before it, added up."
+        )
 
         self.runtime = scope.histogram(
             "celery_task_runtime_seconds",
@@ -73,6 +81,12 @@ class TaskMetrics:
             "Time from published (or ETA, if later) to started.",
             _LABELS,
             WAIT_BUCKETS,
+        )
+        self.peak_memory = scope.histogram(
+            "celery_task_peak_memory_bytes",
+            "Largest resident size of the process during a run.",
+            _LABELS,
+            PEAK_MEMORY_BUCKETS,
         )
         self.running = scope.gauge("celery_task_running", "Tasks started and not ended.", _LABELS)
         self.oldest_running = scope.gauge(
@@ -120,32 +134,58 @@ class TaskSeries:
         for reason in ("soft_time_limit", "hard_time_limit", "worker_lost"):
             families.terminations.child(*labels, reason)
 
-    def observe_runtime(self, outcome: str, seconds: float) -> None:
-        """Add one run of *seconds* that ended in *outcome*: ``succeeded``, ``failed`` or ``retried``."""
+    def runtime_of(self, outcome: str) -> Histogram:
+        """Return the runtimes of runs that ended in *outcome*: ``succeeded``, ``failed`` or ``retried``."""
         histogram = self.runtime.get(outcome)
         if histogram is None:
             histogram = self.runtime[outcome] = self._families.runtime.child(*self._labels, outcome)
-        histogram.observe(max(seconds, 0.0))
+        return histogram
 
-    def count_revoked(self, reason: str) -> None:
-        """Count one revocation: *reason* is ``expired``, ``terminated`` or ``revoked``."""
-        self._families.revoked.child(*self._labels, reason).inc()
+    def observe_runtime(self, outcome: str, seconds: float) -> None:
+        """Add one run of *seconds* that ended in *outcome*."""
+        self.runtime_of(outcome).observe(max(seconds, 0.0))
 
-    def count_rejected(self, *, requeue: bool) -> None:
-        """Count one rejection."""
-        self._families.rejected.child(*self._labels, "true" if requeue else "false").inc()
+    def count_revoked(self, reason: str, count: float = 1) -> None:
+        """Count revocations: *reason* is ``expired``, ``terminated`` or ``revoked``."""
+        self._families.revoked.child(*self._labels, reason).inc(count)
 
-    def count_termination(self, reason: str) -> None:
-        """Count one kill: *reason* is ``soft_time_limit``, ``hard_time_limit`` or ``worker_lost``."""
-        self._families.terminations.child(*self._labels, reason).inc()
+    def count_rejected(self, count: float = 1, *, requeue: bool) -> None:
+        """Count rejections."""
+        self._families.rejected.child(*self._labels, "true" if requeue else "false").inc(count)
 
-    def count_exception(self, exception: str) -> None:
-        """Count one failure of this class."""
-        self._families.exceptions.child(*self._labels, exception).inc()
+    def count_termination(self, reason: str, count: float = 1) -> None:
+        """Count kills: *reason* is ``soft_time_limit``, ``hard_time_limit`` or ``worker_lost``."""
+        self._families.terminations.child(*self._labels, reason).inc(count)
 
-    def count_retry_exception(self, exception: str) -> None:
-        """Count one retry for this class."""
-        self._families.retry_exceptions.child(*self._labels, exception).inc()
+    def count_exception(self, exception: str, count: float = 1) -> None:
+        """Count failures of this class."""
+        self._families.exceptions.child(*self._labels, exception).inc(count)
+
+    def count_retry_exception(self, exception: str, count: float = 1) -> None:
+        """Count retries for this class."""
+        self._families.retry_exceptions.child(*self._labels, exception).inc(count)
+
+    # What only snapshots know has no series before a snapshot tells of it.
+
+    @property
+    def ignored(self) -> Counter:
+        """Runs that ended in Ignore."""
+        return self._families.ignored.child(*self._labels)
+
+    @property
+    def cpu_seconds(self) -> Counter:
+        """CPU time of bodies."""
+        return self._families.cpu_seconds.child(*self._labels)
+
+    @property
+    def memory_growth(self) -> Counter:
+        """Bytes that runs left behind."""
+        return self._families.memory_growth.child(*self._labels)
+
+    @property
+    def peak_memory(self) -> Histogram:
+        """Largest resident sizes in bytes."""
+        return self._families.peak_memory.child(*self._labels)
 
     def succeeded_at(self, timestamp: float) -> None:
         """Show the Unix time of the last success; a late event does not turn it back."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
+from ..snapshots import WorkerSnapshot
 from .registry import Bound, Counter, Gauge, Scope
 
 _WORKER: Final = ("worker",)
 
 #: The three load averages of Unix, as heartbeats carry them.
 LOAD_PERIODS: Final = ("1m", "5m", "15m")
+
+#: How pool processes end, as snapshots tell: by ``max_tasks_per_child`` and its kin, by a signal, or by themselves.
+EXIT_REASONS: Final = ("recycled", "killed", "exited")
 
 
 class WorkerMetrics:
@@ -19,8 +23,8 @@ class WorkerMetrics:
         def gauge(name: str, help_text: str, *labels: str) -> Bound[Gauge]:
             return scope.gauge(f"celery_worker_{name}", help_text, (*_WORKER, *labels))
 
-        def counter(name: str, help_text: str) -> Bound[Counter]:
-            return scope.counter(f"celery_worker_{name}", help_text, _WORKER)
+        def counter(name: str, help_text: str, *labels: str) -> Bound[Counter]:
+            return scope.counter(f"celery_worker_{name}", help_text, (*_WORKER, *labels))
 
         self.up = gauge("up", "1 while the worker's heartbeats are fresh.")
         self.last_heartbeat = gauge("last_heartbeat_timestamp_seconds", "Unix time of the last heartbeat.")
@@ -44,11 +48,50 @@ class WorkerMetrics:
         self.clock_skew = gauge(
             "clock_skew_seconds", "The worker's clock minus ours; messages take time, so a little below 0 is none."
         )
+        self.memory = gauge("memory_bytes", "Resident size of the main process and its children together.")
+        self.memory_limit = gauge("memory_limit_bytes", "Memory limit of the worker's cgroup.")
+        self.child_memory_max = gauge("child_memory_max_bytes", "Resident size of the largest child.")
+        self.cpu = counter("cpu_seconds_total", "CPU time of the main process and its children since the start.")
+        self.child_exits = counter(
+            "child_exits_total", "Pool processes that ended since the worker started, by how.", "reason"
+        )
+        self.oom_kills = counter("oom_kills_total", "Processes of the cgroup killed for want of memory.")
+        self.runs_lost = counter(
+            "signals_runs_lost_total", "Runs that could not be handed over inside the worker: they are not counted."
+        )
+        self.faults = counter("signals_faults_total", "Faults of celery_lookout_signals in the worker.")
+
+    def show(self, worker: str, snapshot: WorkerSnapshot) -> None:
+        """Show what a snapshot says. Memory that it does not know is not shown any more."""
+        for gauge, value in ((self.slots, snapshot.slots), (self.tasks_active, snapshot.active)):
+            if value is not None:
+                gauge.child(worker).set(value)
+        for gauge, value in (
+            (self.memory, snapshot.memory),
+            (self.memory_limit, snapshot.memory_limit),
+            (self.child_memory_max, snapshot.child_memory_max),
+        ):
+            if value is None:
+                gauge.remove(worker)
+            else:
+                gauge.child(worker).set(value)
+        for counter, count in (
+            (self.cpu, snapshot.cpu_seconds),
+            (self.oom_kills, snapshot.oom_kills),
+            (self.runs_lost, snapshot.runs_lost),
+            (self.faults, snapshot.faults),
+        ):
+            if count is not None:
+                counter.child(worker).rise_to(count)
+        for reason in EXIT_REASONS:
+            self.child_exits.child(worker, reason).rise_to(snapshot.child_exits.get(reason, 0))
 
     def forget(self, worker: str) -> None:
         """Remove every series of *worker*, except ``info`` whose other labels its owner knows."""
-        for bound in vars(self).values():
-            if bound is not self.info and bound is not self.load_average:
+        more = {"load_average": LOAD_PERIODS, "child_exits": EXIT_REASONS}
+        for name, bound in vars(self).items():
+            if name in more:
+                for value in more[name]:
+                    bound.remove(worker, value)
+            elif name != "info":
                 bound.remove(worker)
-        for period in LOAD_PERIODS:
-            self.load_average.remove(worker, period)

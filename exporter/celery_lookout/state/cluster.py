@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from ..events import Event
+from ..events import TASK_EVENTS, Event
+from ..metrics.beat import BeatMetrics
 from ..metrics.exporter import ExporterMetrics
 from ..metrics.limits import LabelBudget
 from ..metrics.queues import BrokerMetrics, QueueMetrics
@@ -20,8 +21,13 @@ from ..metrics.registry import OTHER, Counter, Scope
 from ..metrics.tasks import TaskMetrics
 from ..metrics.workers import WorkerMetrics
 from ..readings import ActiveTask, BrokerReading, WorkerReading
+from ..snapshots import AnySnapshot, BeatSnapshot
+from .beat import Beats
+from .coverage import Precedence
 from .queues import Queues
+from .records import RunningTasks
 from .routes import Routes
+from .snapshots import Snapshots
 from .tasks import Tasks
 from .workers import Worker, Workers
 
@@ -33,6 +39,9 @@ SUSPECT_SECONDS: Final = 60.0
 
 #: Tasks that one worker is asked about at a time: its answer has their arguments in it.
 SUSPECTS_AT_A_TIME: Final = 100
+
+#: Seconds without a poll of the snapshots after which what the next one brings counts as having waited for us.
+PAUSE_SECONDS: Final = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +69,17 @@ class ClusterOptions:
 
 
 class _Vanished(NamedTuple):
-    """A worker process that is gone, and when to see what came of its tasks."""
+    """
+    A worker process that is gone, and when to see what came of its tasks.
+
+    They are lost unless the worker lives by then and its ``boots`` are these still.
+    """
 
     due: float
     worker: Worker
-    boots: int
+    boots: int | None
     at: float
+    told: list[RunningTasks]
 
 
 class Cluster:
@@ -79,6 +93,7 @@ class Cluster:
         self.queues = Queues(
             QueueMetrics(scope), BrokerMetrics(scope), LabelBudget(limits.queues), options.latency_slos
         )
+        names = LabelBudget(limits.task_names)
         self.tasks = Tasks(
             TaskMetrics(scope),
             self.exporter,
@@ -86,8 +101,20 @@ class Cluster:
             workers=self.workers,
             routes=self.routes,
             limit=limits.tasks_in_flight,
-            names=LabelBudget(limits.task_names),
+            names=names,
             exceptions=LabelBudget(limits.exceptions),
+        )
+        self.beats = Beats(BeatMetrics(scope), names=names)
+        self.snapshots = Snapshots(
+            self.exporter,
+            tasks=self.tasks,
+            workers=self.workers,
+            queues=self.queues,
+            refused=self.refused_snapshot,
+            lose=self._lose,
+        )
+        self.precedence = Precedence(
+            count=self.tasks.handlers, note=self.tasks.note, lose=self._lose, fault=self._fault
         )
         for name in options.queues:
             self.queues.get(name)
@@ -98,14 +125,18 @@ class Cluster:
         self._workers_answer = False
         #: Faults of ours that were logged: each kind once.
         self._faults: set[tuple[str, type[Exception]]] = set()
+        #: When the last poll of the snapshots worked, and since when all did.
+        self._polled_at = self._polls_work_since = 0.0
         events = self.exporter.events
-        worker_handlers: dict[str, Callable[[Event], None]] = {
+        handlers: dict[str, Callable[[Event], None]] = dict.fromkeys(TASK_EVENTS, self._task_event)
+        handlers |= {
+            "task-sent": self.tasks.handlers["task-sent"],
             "worker-online": self._heartbeat,
             "worker-heartbeat": self._heartbeat,
             "worker-offline": self._offline,
         }
         self._handlers: dict[str, tuple[Callable[[Event], None], Counter]] = {
-            name: (handler, events.child(name)) for name, handler in (self.tasks.handlers | worker_handlers).items()
+            name: (handler, events.child(name)) for name, handler in handlers.items()
         }
         self._unknown = (_ignore, events.child(OTHER))
 
@@ -128,10 +159,12 @@ class Cluster:
 
     def _fault(self, event: Event, error: Exception) -> None:
         self.refused("fault")
-        kind = (event.type, type(error))
-        if kind not in self._faults:
-            self._faults.add(kind)
-            log.error("fault while counting an event", exc_info=error, extra={"event": event.type})
+        self._log_fault("an event", event.type, error)
+
+    def _log_fault(self, what: str, kind: str, error: Exception) -> None:
+        if (kind, type(error)) not in self._faults:
+            self._faults.add((kind, type(error)))
+            log.error("fault while counting %s", what, exc_info=error, extra={"event": kind})
 
     def tick(self, now: float) -> None:
         """Do what is due at *now*. Call it a few times a second, also when nothing comes in."""
@@ -139,17 +172,18 @@ class Cluster:
         self.tasks.tick(now)
         for worker in self.workers.just_gone(now):
             if not worker.graceful:
-                self._suspect_loss(worker, now)
+                self._suspect_loss(worker, now, worker.told_running if worker.coverage.is_open else [])
         while self._vanished and self._vanished[0].due <= now:
             gone = self._vanished.popleft()
             if gone.worker.boots != gone.boots or not gone.worker.is_alive(now):
-                self.tasks.count_lost(gone.worker, gone.at)
+                self.tasks.count_lost(gone.worker, gone.at, gone.told)
 
     def refresh(self, now: float) -> None:
         """Bring all gauges up to date, before a scrape is rendered."""
         self.tick(now)
         self.workers.refresh(now)
         self.tasks.refresh(now)
+        self.beats.refresh(now)
         self.queues.refresh(now, self.workers.consumers(now) if self._workers_answer else None)
 
     def broker_lost(self, now: float) -> None:
@@ -165,6 +199,40 @@ class Cluster:
     def refused(self, reason: str, count: int = 1) -> None:
         """Count input that could not be used."""
         self.exporter.events_invalid.child(reason).inc(count)
+
+    def refused_snapshot(self, reason: str, count: int = 1) -> None:
+        """Count snapshots, or parts of them, that could not be used."""
+        self.exporter.snapshots_invalid.child(reason).inc(count)
+
+    def take_snapshots(self, old: Iterable[AnySnapshot], new: Iterable[AnySnapshot], now: float) -> None:
+        """Take in what a poll of the snapshots brought: *old* ones were counted before this process began."""
+        self.tick(now)
+        live = now - self._polled_at < PAUSE_SECONDS
+        for snapshot in old:
+            self._take_snapshot(snapshot, now, live=False, is_old=True)
+        for snapshot in new:
+            self.exporter.snapshots.inc()
+            self._take_snapshot(snapshot, now, live=live, is_old=False)
+
+    def _take_snapshot(self, snapshot: AnySnapshot, now: float, *, live: bool, is_old: bool) -> None:
+        try:
+            if isinstance(snapshot, BeatSnapshot):
+                self.beats.take(snapshot, now)
+                return
+            self._workers_answer |= self.snapshots.take(snapshot, now, live=live, is_old=is_old)
+        except Exception as error:  # noqa: BLE001  # as in ``fold``
+            self.refused_snapshot("fault")
+            self._log_fault("a snapshot", "snapshot", error)
+
+    def snapshots_polled(self, number: int, now: float, *, worked: bool) -> None:
+        """Draw conclusions from a poll of the snapshots, once what it brought is taken in."""
+        self.precedence.poll_ends(number)
+        if worked:
+            if now - self._polled_at >= PAUSE_SECONDS:
+                self._polls_work_since = now
+            self._polled_at = now
+            self.precedence.close_silent(self.workers, now, self._polls_work_since)
+            self.snapshots.recount()
 
     def take_broker(self, reading: BrokerReading) -> None:
         """Take in a poll of the broker."""
@@ -183,17 +251,35 @@ class Cluster:
     def take_active(self, active: Iterable[tuple[str, ActiveTask]]) -> None:
         """Take in what workers hold, as they say when asked."""
         for worker_name, task in active:
-            self.tasks.take_active(worker_name, task)
+            worker = self.workers.get(worker_name)
+            if worker is None or not worker.coverage.is_open:
+                self.tasks.take_active(worker_name, task)
 
     def living_workers(self) -> dict[str, int]:
-        """Return the names of workers that are alive, each with the number of its boots seen."""
+        """
+        Return the names of workers that are alive, each with the number of its boots seen.
+
+        Without those of which it will be known in a moment whether they send snapshots: it matters for what they are
+        asked.
+        """
         clock = self.workers.clock(self._now)
-        return {worker.name: worker.boots for worker in self.workers if worker.is_alive(clock)}
+        return {
+            worker.name: worker.boots
+            for worker in self.workers
+            if worker.is_alive(clock) and not self.precedence.is_waiting(worker)
+        }
+
+    def covered_workers(self) -> frozenset[str]:
+        """Return the names of living workers whose snapshots count: of their tasks, no event is needed."""
+        clock = self.workers.clock(self._now)
+        return frozenset(worker.name for worker in self.workers if worker.coverage.is_open and worker.is_alive(clock))
 
     def workers_without_task_events(self) -> frozenset[str]:
-        """Return the workers that run tasks and say nothing of it."""
+        """Return the workers that run tasks and say nothing of it, neither in events nor in snapshots."""
         clock = self.workers.clock(self._now)
-        silent = (worker for worker in self.workers if worker.sends_task_events is False)
+        silent = (
+            worker for worker in self.workers if worker.sends_task_events is False and not worker.coverage.is_open
+        )
         return frozenset(worker.name for worker in silent if worker.is_alive(clock))
 
     def suspects(self) -> dict[str, list[str]]:
@@ -228,14 +314,25 @@ class Cluster:
             "tasks": self.tasks.summary(),
         }
 
+    def _task_event(self, event: Event) -> None:
+        worker = self.workers.get(event.hostname)
+        if worker is None:
+            self.tasks.handlers[event.type](event)
+            return
+        worker.sends_task_events = True
+        if event.type == "task-started":
+            worker.starts += 1  # at once, even if the event has to wait: the worker's heartbeats are held against it
+        self.precedence.hear(worker, event)
+
     def _heartbeat(self, event: Event) -> None:
         worker = self.workers.get(event.hostname)
         if worker is None:
             return
+        self.precedence.meet(worker, event)
         if event.type == "worker-online":
             self._suspect_loss(worker, event.timestamp)
         lost = self.workers.heartbeat(worker, event, self._now, live=self._live)
-        if lost:
+        if lost and not worker.coverage.is_open:
             self.exporter.events_lost.inc(lost)
 
     def _offline(self, event: Event) -> None:
@@ -250,10 +347,16 @@ class Cluster:
             else:
                 self._suspect_loss(worker, event.timestamp)
 
-    def _suspect_loss(self, worker: Worker, at: float) -> None:
-        """The process that *worker* was until *at* is gone; look later at what it was running."""
-        if worker.running:
-            self._vanished.append(_Vanished(self._now + LOST_AFTER_SECONDS, worker, worker.boots, at))
+    def _suspect_loss(self, worker: Worker, at: float, told: list[RunningTasks] | None = None) -> None:
+        """The process that *worker* was until *at* is gone; look later at what it was running, or *told* to be."""
+        if worker.running or told:
+            self._vanished.append(_Vanished(self._now + LOST_AFTER_SECONDS, worker, worker.boots, at, told or []))
+
+    def _lose(self, worker: Worker) -> None:
+        """The process that told what *worker* is running has ended; look later at what came of that."""
+        if worker.told_running:
+            due = self._now + LOST_AFTER_SECONDS
+            self._vanished.append(_Vanished(due, worker, None, 0.0, worker.told_running))
 
 
 def _ignore(event: Event) -> None:

@@ -62,6 +62,13 @@ class Queue:
             if seconds > self.slo_seconds:
                 self.slo_violations.inc()
 
+    def count_waits(self, longer_than: float, count: int) -> None:
+        """Hold *count* starts against the SLO that waited longer than a bucket's lower edge; by more, nobody knows."""
+        if self.slo_eligible is not None and self.slo_violations is not None and self.slo_seconds is not None:
+            self.slo_eligible.inc(count)
+            if longer_than >= self.slo_seconds:
+                self.slo_violations.inc(count)
+
     def take(self, reading: QueueReading, read_at: float) -> None:
         """Take in what the broker shows."""
         self.ready = reading.ready

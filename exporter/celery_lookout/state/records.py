@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
@@ -26,6 +27,16 @@ class Row:
         #: Scratch for :meth:`Tasks.refresh`.
         self.running = 0
         self.running_since = 0.0
+
+
+class RunningTasks(NamedTuple):
+    """What a worker runs of one (task, queue), as its snapshot tells."""
+
+    row: Row
+    number: int
+    #: So many of them will not be delivered again if the worker dies.
+    acknowledged: int
+    oldest_start: float
 
 
 class Attempt(Struct, gc=False):
@@ -87,10 +98,10 @@ class Task(Struct, gc=False):
 
 
 class Held(Struct):
-    """Events of a task whose ``task-sent`` has not come."""
+    """Events of a task whose ``task-sent`` has not come, each with what is to be done with it."""
 
     since: float
-    events: list[Event]
+    events: list[tuple[Callable[[Event], None], Event]]
 
 
 def unix_time(eta: str | None) -> float:

@@ -27,7 +27,7 @@ from ..metrics.tasks import TaskMetrics, TaskSeries
 from ..readings import ActiveTask
 from .exceptions import exception_class
 from .queues import UNKNOWN, Queues
-from .records import Attempt, Held, Row, Task, unix_time
+from .records import Attempt, Held, Row, RunningTasks, Task, unix_time
 from .routes import Routes
 from .workers import Worker, Workers
 
@@ -48,6 +48,9 @@ EVICTED_SHARE: Final = 0.01
 
 #: Celery raises these to steer itself. 5.7 reports the first as failure too, beside the ``task-rejected`` that counts.
 NOT_FAILURES: Final = frozenset({"Reject", "Ignore"})
+
+#: Of these one is a task's last, unless it says that the message was put back.
+FINAL_EVENTS: Final = frozenset({"task-succeeded", "task-failed", "task-revoked", "task-rejected"})
 
 TERMINATIONS: Final = {
     "SoftTimeLimitExceeded": "soft_time_limit",
@@ -78,14 +81,15 @@ class Tasks:
         self._routes = routes
         self._limit = limit
         self._names = names
-        self._exceptions = exceptions
+        self.exceptions = exceptions
         self._tasks: dict[str, Task] = {}
         self._rows: dict[tuple[str, str], Row] = {}
         self._held: dict[str, Held] = {}
         self._ended: deque[tuple[float, str]] = deque()
         self._sent_heard_at: float | None = None
         self._now = 0.0
-        self._counters: dict[str, Callable[[Event], None]] = {
+        #: What to call when an event of each type counts.
+        self.handlers: dict[str, Callable[[Event], None]] = {
             "task-sent": self._sent,
             "task-received": self._received,
             "task-started": self._started,
@@ -96,8 +100,6 @@ class Tasks:
             "task-rejected": self._rejected,
             "task-cancelled": self._cancelled,
         }
-        #: What to call when an event of each type is heard.
-        self.handlers = self._counters | {"task-started": self._hear_start}
 
     # -- time
 
@@ -124,6 +126,11 @@ class Tasks:
             row.running = 0
             row.running_since = now
         for worker in self._workers:
+            if worker.coverage.is_open:
+                for told in worker.told_running:
+                    told.row.running += told.number
+                    told.row.running_since = min(told.row.running_since, told.oldest_start)
+                continue
             for task in worker.running.values():
                 row = task.row
                 row.running += 1
@@ -154,7 +161,7 @@ class Tasks:
         self._sent_heard_at = self._now
         task = self._tasks.get(event.uuid)
         queue = self._routes.queue_of_sent(event)
-        row = self._row(event.name or UNKNOWN, queue or UNKNOWN)
+        row = self.row(event.name or UNKNOWN, queue or UNKNOWN)
         if task is None:
             self._exporter.queue_resolution.child("sent" if queue else "unknown").inc()
             task = self._add(event.uuid, row)
@@ -218,13 +225,6 @@ class Tasks:
         task.ended = False
         task.waited = False
 
-    def _hear_start(self, event: Event) -> None:
-        """Count the start for the worker at once, even if the event has to wait: its heartbeat is compared with it."""
-        worker = self._workers.get(event.hostname)
-        if worker is not None:
-            worker.starts += 1
-        self._started(event)
-
     def _started(self, event: Event) -> None:
         task = self._find(event)
         if task is None or event.timestamp == task.started_at:
@@ -272,7 +272,7 @@ class Tasks:
         series = task.row.series
         series.failed.inc()
         series.failed_at(event.timestamp)
-        series.count_exception(self._exceptions.admit(raised))
+        series.count_exception(self.exceptions.admit(raised))
         termination = TERMINATIONS.get(raised)
         if termination is not None:
             series.count_termination(termination)
@@ -296,7 +296,7 @@ class Tasks:
         task.retried_at = event.timestamp
         series = task.row.series
         series.retried.inc()
-        series.count_retry_exception(self._exceptions.admit(exception_class(event.exception, event.traceback)))
+        series.count_retry_exception(self.exceptions.admit(exception_class(event.exception, event.traceback)))
         if started_at:
             series.observe_runtime("retried", event.timestamp - started_at)
 
@@ -326,6 +326,21 @@ class Tasks:
         if task is not None:
             self._let_go(event.uuid, task)
 
+    def note(self, event: Event) -> None:
+        """Keep the table tidy with an event that counts for nothing, since the worker's snapshots tell of it."""
+        task = self._tasks.get(event.uuid)
+        if task is None:
+            self._put_aside(event, self.note)
+            return
+        self._let_go(event.uuid, task)
+        if event.type == "task-received":
+            if (event.retries or 0) > task.retries:
+                task.retries = event.retries or 0
+                task.row, task.next_row = task.next_row or task.row, None
+            task.row.queue.unreceived.pop(event.uuid, None)
+        elif event.type in FINAL_EVENTS and not event.requeue:
+            self._end(event, task)
+
     # -- records
 
     def _find(self, event: Event) -> Task | None:
@@ -333,14 +348,19 @@ class Tasks:
         task = self._tasks.get(event.uuid)
         if task is not None:
             return task
-        held = self._held.get(event.uuid)
-        if held is not None:
-            held.events.append(event)
-            return None
-        if self._sent_heard_at is not None and self._now - self._sent_heard_at < SENT_EXPECTED_SECONDS:
-            self._held[event.uuid] = Held(self._now, [event])
+        if self._put_aside(event, self.handlers[event.type]):
             return None
         return self._adopt(event.uuid, event.name, event.hostname)
+
+    def _put_aside(self, event: Event, handle: Callable[[Event], None]) -> bool:
+        """Hold the event of an unknown task until its ``task-sent`` comes; return False when none is expected."""
+        held = self._held.get(event.uuid)
+        if held is None:
+            if self._sent_heard_at is None or self._now - self._sent_heard_at >= SENT_EXPECTED_SECONDS:
+                return False
+            held = self._held[event.uuid] = Held(self._now, [])
+        held.events.append((handle, event))
+        return True
 
     def _held_long_enough(self, now: float) -> list[str]:
         """Return the ids whose events are to be counted now, oldest first; all at once, as ``EVICTED_SHARE`` tells."""
@@ -353,13 +373,16 @@ class Tasks:
         return found
 
     def _count_held(self, task_id: str, held: Held) -> None:
-        name = next((event.name for event in held.events if event.name), None)
-        self._adopt(task_id, name, held.events[0].hostname)
-        self._replay(held)
+        counted = [event for handle, event in held.events if handle != self.note]
+        if counted:
+            name = next((event.name for event in counted if event.name), None)
+            self._adopt(task_id, name, counted[0].hostname)
+            self._replay(held)
 
-    def _replay(self, held: Held) -> None:
-        for event in held.events:
-            self._counters[event.type](event)
+    @staticmethod
+    def _replay(held: Held) -> None:
+        for handle, event in held.events:
+            handle(event)
 
     def _adopt(self, task_id: str, name: str | None, worker_name: str) -> Task:
         """Make a record for a task that nobody told us was sent; its queue is the worker's only one, or unknown."""
@@ -369,9 +392,10 @@ class Tasks:
         else:
             source, queue = "unknown", UNKNOWN
         self._exporter.queue_resolution.child(source).inc()
-        return self._add(task_id, self._row(name or UNKNOWN, queue))
+        return self._add(task_id, self.row(name or UNKNOWN, queue))
 
-    def _row(self, name: str, queue_name: str) -> Row:
+    def row(self, name: str, queue_name: str) -> Row:
+        """Return what is counted of a (task, queue), made known if it was not."""
         row = self._rows.get((name, queue_name))
         if row is not None:
             return row
@@ -449,7 +473,7 @@ class Tasks:
             return
         queue = self._routes.queue_of(active.exchange, active.routing_key)
         self._exporter.queue_resolution.child("inspect" if queue else "unknown").inc()
-        task = self._add(active.task_id, self._row(active.name, queue or UNKNOWN))
+        task = self._add(active.task_id, self.row(active.name, queue or UNKNOWN))
         worker = task.worker = self._workers.get(worker_name)
         if worker is None:
             return
@@ -475,12 +499,15 @@ class Tasks:
             if task is not None and not task.final_at:
                 self._ended.append((self._now, task_id))
 
-    def count_lost(self, worker: Worker, before: float) -> None:
+    def count_lost(self, worker: Worker, before: float, told: list[RunningTasks]) -> None:
         """
-        Count what *worker* was running and had started *before* it vanished.
+        Count what *worker* was running and had started *before* it vanished, and what it *told* that it was running.
 
         What it had only reserved is not lost: the broker delivers it again, and its record waits for that.
         """
+        for running in told:
+            running.row.series.lost.inc(running.acknowledged)
+        told.clear()
         for task_id, task in list(worker.running.items()):
             if task.started_at <= before:
                 task.row.series.lost.inc()

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..events import Event
 from ..metrics.workers import LOAD_PERIODS, WorkerMetrics
+from ..probes.names import is_broadcast, is_fit
 from ..readings import ConsumedQueue, WorkerReading
+from ..snapshots import WorkerSnapshot
+from .coverage import Coverage
 
 if TYPE_CHECKING:
-    from .records import Task
+    from .records import RunningTasks, Task
 
 #: Celery's own interval between heartbeats, in seconds, until the worker tells another.
 HEARTBEAT_SECONDS: Final = 2.0
@@ -86,7 +89,19 @@ class Worker:
     starts_at_heartbeat: int = 0
     silent_heartbeats: int = 0
     scheduled: int | None = None
+    #: What its snapshots say, of which these three hold while they count.
+    coverage: Coverage = field(default_factory=Coverage)
+    told_running: list[RunningTasks] = field(default_factory=list)
+    told_reserved: int | None = None
+    told_scheduled: int | None = None
+    #: Whether it sends heartbeats: then these tell whether it lives, else snapshots do.
+    sends_heartbeats: bool = False
     differences: deque[float] = field(default_factory=lambda: deque(maxlen=SKEW_SAMPLES))
+
+    @property
+    def running_count(self) -> int:
+        """How many tasks it runs, as snapshots or else events tell."""
+        return sum(told.number for told in self.told_running) if self.coverage.is_open else len(self.running)
 
     def is_alive(self, now: float) -> bool:
         """Say whether its heartbeats are fresh or, if it sends none, its last answer."""
@@ -151,6 +166,7 @@ class Workers:
         worker.pid = event.pid if event.pid is not None else worker.pid
         if event.freq is not None and 0 < event.freq < KEEP_SECONDS and event.processed is not None:
             worker.freq = event.freq
+        worker.sends_heartbeats = True
         worker.graceful = False
         worker.version = event.sw_ver or worker.version
         heard_at = now if live else min(now, event.timestamp)
@@ -188,6 +204,33 @@ class Workers:
         if reading.main_cpu_seconds is not None:
             metrics.main_cpu.child(name).rise_to(reading.main_cpu_seconds)
 
+    def tell(self, worker: Worker, snapshot: WorkerSnapshot, now: float, *, live: bool, replaces: bool) -> None:
+        """
+        Take in what its newest snapshot says of the worker itself.
+
+        It *replaces* what an earlier process told. Not *live* are snapshots that waited for us.
+        """
+        metrics, name = self._metrics, worker.name
+        if replaces and not worker.sends_heartbeats:
+            self._booted(worker)
+        worker.sends_heartbeats = worker.sends_heartbeats and not replaces
+        if not worker.sends_heartbeats:
+            heard_at = now if live else min(now, snapshot.at)
+            worker.graceful = snapshot.final
+            worker.alive_until = max(worker.alive_until, heard_at + 2 * snapshot.interval + MARGIN_SECONDS)
+            worker.last_heartbeat = max(worker.last_heartbeat or 0.0, heard_at)
+            if live:
+                worker.differences.append(snapshot.at - now)
+            metrics.tasks_processed.child(name).rise_to(snapshot.processed)
+        worker.version = snapshot.celery or worker.version
+        worker.pool = snapshot.pool or worker.pool
+        worker.slots = worker.slots if snapshot.slots is None else snapshot.slots
+        worker.queues = tuple(
+            ConsumedQueue(queue, "", "") for queue in snapshot.queues if is_fit(queue) and not is_broadcast(queue)
+        )
+        worker.told_reserved, worker.told_scheduled = snapshot.reserved, snapshot.scheduled
+        metrics.show(name, snapshot)
+
     def consumers(self, now: float) -> dict[str, tuple[int, int]]:
         """Return, for each queue, how many living workers consume it and their slots together."""
         found: dict[str, tuple[int, int]] = {}
@@ -204,7 +247,11 @@ class Workers:
         clock = self.clock(now)
         for worker in list(self._workers.values()):
             worker.met_at = worker.met_at or now
-            last_sign = worker.last_heartbeat or max(worker.alive_until, worker.met_at)
+            last_sign = max(
+                worker.last_heartbeat or max(worker.alive_until, worker.met_at),
+                0.0,
+                *(boot.heard_at for boot in worker.coverage.boots),
+            )
             if now - last_sign > KEEP_SECONDS and not worker.running:
                 self._forget(worker)
                 continue
@@ -222,7 +269,7 @@ class Workers:
                 "pool": worker.pool,
                 "version": worker.version,
                 "slots": worker.slots,
-                "running": len(worker.running),
+                "running": worker.running_count,
             }
             for name, worker in sorted(self._workers.items())
         ]
@@ -297,6 +344,8 @@ class Workers:
         metrics.shutdown_graceful.child(name).set(int(worker.graceful))
         if not alive:
             metrics.tasks_active.child(name).set(0)
+            metrics.memory.remove(name)
+            metrics.child_memory_max.remove(name)
         if worker.sends_task_events is not None:
             metrics.task_events_enabled.child(name).set(int(worker.sends_task_events))
         if worker.differences:
@@ -313,6 +362,9 @@ class Workers:
         if worker.last_heartbeat is None or worker.is_alive(clock):
             due = sum(1 for startable_at in worker.reserved.values() if startable_at <= now)
             scheduled = worker.scheduled if worker.scheduled is not None else len(worker.reserved) - due
+            if worker.coverage.is_open:
+                due = due if worker.told_reserved is None else worker.told_reserved
+                scheduled = scheduled if worker.told_scheduled is None else worker.told_scheduled
         self._metrics.tasks_reserved.child(worker.name).set(due)
         self._metrics.tasks_scheduled.child(worker.name).set(scheduled)
 

@@ -1,0 +1,9 @@
+"""The sample application where pool processes are spawned, as on macOS, instead of forked."""
+
+from __future__ import annotations
+
+import billiard
+
+billiard.set_start_method("spawn", force=True)
+
+from tests.servers.sample_app import app  # noqa: E402, F401  # the start method comes first
