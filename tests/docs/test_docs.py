@@ -30,9 +30,10 @@ FILES = [
     ROOT / "ARCHITECTURE.md",
     ROOT / "CHANGELOG.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "signals" / "README.md",
     *DOCS.glob("*.md"),
 ]
-every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 
 
 @pytest.mark.parametrize("name", PAGES)

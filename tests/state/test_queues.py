@@ -9,6 +9,7 @@ import pytest
 from celery_lookout.readings import BrokerReading, ConsumedQueue, QueueHead, QueueReading, WorkerReading
 from celery_lookout.state.cluster import ClusterOptions, Limits
 from celery_lookout.state.queues import SETTLED_SECONDS, STALE_SECONDS
+from celery_lookout.state.tasks import ENDED_SECONDS
 from celery_lookout.state.workers import ANSWER_SECONDS, KEEP_SECONDS
 from tests.clusters import EPOCH, Watched, received, sent, series, started, succeeded
 
@@ -163,6 +164,23 @@ def test_a_purged_queue_forgets_what_was_in_it(watched: Watched) -> None:
     poll(watched, 1)
     watched.wait(2)
     assert age(watched) == 2
+
+
+def tracked(watched: Watched) -> float:
+    return watched.series()["celery_exporter_tasks_tracked"]
+
+
+def test_tasks_that_left_the_queue_without_an_event_are_forgotten_in_time(watched: Watched) -> None:
+    """They were purged, or their worker sends no task events, and its snapshots tell of them."""
+    watched.hear(*(sent(0, uuid=str(number)) for number in range(5)))
+    watched.wait(SETTLED_SECONDS + 1)
+    poll(watched, 2)
+    assert tracked(watched) == 5
+    watched.hear(started(watched.seconds, uuid="0"))
+    watched.wait(ENDED_SECONDS + 1)
+    assert tracked(watched) == 3  # one runs, two wait
+    watched.hear(succeeded(watched.seconds, uuid="0"))
+    assert watched.series()["celery_task_succeeded_total" + '{task="add",queue="celery"}'] == 1
 
 
 def test_what_was_sent_just_now_may_not_be_in_the_brokers_count_yet(watched: Watched) -> None:

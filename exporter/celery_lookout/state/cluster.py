@@ -236,7 +236,7 @@ class Cluster:
 
     def take_broker(self, reading: BrokerReading) -> None:
         """Take in a poll of the broker."""
-        self.queues.take(reading)
+        self.tasks.expect_little_of(self.queues.take(reading))
 
     def take_workers(self, readings: Iterable[WorkerReading]) -> None:
         """Take in workers' answers. None at all is an answer, too: nobody is there."""

@@ -69,23 +69,25 @@ class Queue:
             if longer_than >= self.slo_seconds:
                 self.slo_violations.inc(count)
 
-    def take(self, reading: QueueReading, read_at: float) -> None:
-        """Take in what the broker shows."""
+    def take(self, reading: QueueReading, read_at: float) -> list[str]:
+        """Take in what the broker shows; return the ids of tasks that it has no more and that nobody received."""
         self.ready = reading.ready
-        self._forget_gone(read_at)
+        gone = self._forget_gone(read_at)
         heads = reading.heads or ((reading.head,) if reading.head else ())
         if not heads or not self.heads or heads[0].task_id != self.heads[0].task_id:
             self.head_since = read_at
         self.heads = heads
         self.priorities |= reading.by_priority.keys()
+        return gone
 
-    def _forget_gone(self, read_at: float) -> None:
-        """Drop tasks that the broker has no more and nobody received: purged, expired, or the event was lost."""
-        excess = len(self.unreceived) - (self.ready or 0)
-        if excess > 0:
-            settled = read_at - SETTLED_SECONDS
-            for task_id in [task_id for task_id, since in islice(self.unreceived.items(), excess) if since < settled]:
-                del self.unreceived[task_id]
+    def _forget_gone(self, read_at: float) -> list[str]:
+        """Drop tasks that the broker has no more and nobody received: purged, expired, or no event told."""
+        excess = max(len(self.unreceived) - (self.ready or 0), 0)
+        settled = read_at - SETTLED_SECONDS
+        gone = [task_id for task_id, since in islice(self.unreceived.items(), excess) if since < settled]
+        for task_id in gone:
+            del self.unreceived[task_id]
+        return gone
 
     def oldest_age(self, now: float) -> float | None:
         """Return the age in seconds of the oldest ready message, 0 when there is none, None when it cannot be known."""
@@ -138,22 +140,24 @@ class Queues:
         """Return the names of all known queues."""
         return frozenset(self._queues.keys() - {OTHER, UNKNOWN})
 
-    def take(self, reading: BrokerReading) -> None:
-        """Take in a poll of the broker."""
+    def take(self, reading: BrokerReading) -> list[str]:
+        """Take in a poll of the broker; return the ids of tasks that it has no more and that nobody received."""
         self._read_at = reading.read_at
         self._oldest_unacked_at = reading.oldest_unacked_at
         self._show_broker(reading)
         shown = set()
+        gone: list[str] = []
         for one in reading.queues:
             queue = self.get(one.name)
             if queue.name == OTHER:
                 continue  # a sum over some queues at some times would be no number
             shown.add(queue.name)
-            queue.take(one, reading.read_at)
+            gone += queue.take(one, reading.read_at)
             self._show_queue(one)
         for queue in self._queues.values():
             if queue.ready is not None and queue.name not in shown:
                 self._withdraw(queue)
+        return gone
 
     def _show_broker(self, reading: BrokerReading) -> None:
         metrics = self._broker_metrics

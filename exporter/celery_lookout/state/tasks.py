@@ -499,6 +499,14 @@ class Tasks:
             if task is not None and not task.final_at:
                 self._ended.append((self._now, task_id))
 
+    def expect_little_of(self, task_ids: Iterable[str]) -> None:
+        """
+        Forget these tasks after a while, unless an event comes: they are in no queue any more and nobody received them.
+
+        They were purged, or their worker sends no task events: snapshots tell of it.
+        """
+        self._ended.extend((self._now, task_id) for task_id in task_ids if task_id in self._tasks)
+
     def count_lost(self, worker: Worker, before: float, told: list[RunningTasks]) -> None:
         """
         Count what *worker* was running and had started *before* it vanished, and what it *told* that it was running.
