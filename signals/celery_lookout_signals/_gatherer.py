@@ -71,7 +71,8 @@ class Gatherer:
         """A message became a request: ``task_received``."""
         self._requests[run_key(request.id)] = request
         info = request.delivery_info
-        self._heard.append(Received(request.name, self._queues.name_of(info), redelivered(request)))
+        queue = self._queues.name_of(info)
+        self._heard.append(Received(request.name, queue, redelivered(request), run_key(request.id), retries(request)))
 
     def died(self, task_id: str, error: BaseException, traceback: str) -> None:
         """
@@ -140,20 +141,26 @@ class Gatherer:
     # -- counting
 
     def gather(self) -> None:
-        """Count what was told. Runs first: what a run told of its end is true, whatever became of its process after."""
+        """Count what was told. Runs before deaths: what a run told of its end is true, whatever became of it after."""
+        heard = [self._heard.popleft() for _ in range(len(self._heard))]
+        for received in heard:
+            if isinstance(received, Received):
+                self.totals.count_received(received)
+                # What is known of the same attempt is of an earlier delivery, whose process died.
+                attempt = _attempt(received)
+                self._started.discard(attempt)
+                self._ended.discard(attempt)
         for record in self.pipe.drain():
             self._count(record)
         for record in self.memory.drain():
             self._count(record)
-        while self._heard:
-            heard = self._heard.popleft()
-            if isinstance(heard, Received):
-                self.totals.count_received(heard)
-            elif isinstance(heard, Run):
-                self._count_run(heard)
-            elif heard.request not in self._dead and _attempt(heard.run) not in self._ended:
-                self._dead.add(heard.request)
-                self._count_run(heard.run)
+        for ended in heard:
+            if isinstance(ended, Run):
+                self._count_run(ended)
+            elif isinstance(ended, _Death) and ended.request not in self._dead:
+                self._dead.add(ended.request)
+                if _attempt(ended.run) not in self._ended:
+                    self._count_run(ended.run)
         self._count_starts()
         self.faults += _guard.take_faults()
 
@@ -205,8 +212,8 @@ class Gatherer:
         return picked
 
 
-def _attempt(run: Run) -> Attempt:
-    return run.key, run.retries, run.redelivered
+def _attempt(record: Run | Received) -> Attempt:
+    return record.key, record.retries, record.redelivered
 
 
 def _failure(request: Any, run: Run, error: BaseException, traceback: str) -> Failure:

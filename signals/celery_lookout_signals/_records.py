@@ -80,6 +80,8 @@ class Received(NamedTuple):
     task: str
     queue: str
     redelivered: bool
+    key: int = 0
+    retries: int = 0
 
 
 _FRAME = struct.Struct("<HB")  # length of the rest, kind

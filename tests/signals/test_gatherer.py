@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_lookout_signals import _gatherer
@@ -221,6 +221,15 @@ def test_a_message_that_comes_back_at_once_is_another_run(worker: Worker) -> Non
     assert worker.gather() == {("task", "q"): {"received": 2, "redelivered": 1, "started": 2, "succeeded": 1}}
 
 
+def test_a_message_that_comes_back_again_and_again_is_a_run_each_time(worker: Worker) -> None:
+    """What kills its process each time, with ``reject_on_worker_lost``."""
+    for delivery in range(4):
+        request = worker.start(worker.receive(Request(redelivered=delivery > 0)))
+        worker.gather()
+        worker.forget(request)
+    assert worker.gather() == {("task", "q"): {"received": 4, "redelivered": 3, "started": 4}}
+
+
 def test_the_death_of_a_requeued_task_counts(worker: Worker) -> None:
     """It ended in ``Reject(requeue=True)``, came back at once, and ran into its hard limit."""
     first = worker.start(worker.receive(Request()))
@@ -240,6 +249,7 @@ def test_the_death_of_a_requeued_task_counts(worker: Worker) -> None:
 ENDS = st.sampled_from([("tell",), ("die",), ("tell", "die"), ("die", "die"), ("abort", "die")])
 
 
+@settings(deadline=None)
 @given(attempts=st.lists(ENDS, max_size=5), data=st.data())
 def test_any_interleaving_counts_each_attempt_once(attempts: list[tuple[str, ...]], data: st.DataObject) -> None:
     """Attempts of one task follow each other; those of several tasks, and the ticks, come in any order."""

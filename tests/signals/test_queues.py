@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu import Exchange, Queue, binding
 from kombu.common import Broadcast
@@ -144,6 +144,7 @@ def binds(pattern: list[str], key: list[str]) -> bool:
     return bool(key) and (first in ("*", key[0])) and binds(rest, key[1:])
 
 
+@settings(deadline=None)
 @given(pattern=patterns.filter(bool), key=words)
 def test_topics_match_as_amqp_says(pattern: list[str], key: list[str]) -> None:
     assert _matches("topic", ".".join(pattern), ".".join(key)) == binds(pattern, key)

@@ -8,11 +8,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_lookout_signals import _records
-from celery_lookout_signals._records import NAME_LIMIT, OUTCOMES, Decoder, Failure, Run, encode_failure, encode_run
+from celery_lookout_signals._records import (
+    NAME_LIMIT,
+    OUTCOMES,
+    Decoder,
+    Failure,
+    Run,
+    encode_failure,
+    encode_run,
+    whole,
+)
 
 finite = st.floats(allow_nan=False)
 sizes = st.integers(0, 2**64 - 1)
@@ -69,6 +78,7 @@ def feed(decoder: Decoder, pieces: Sequence[bytes]) -> list[Run | Failure]:
     return [record for piece in pieces for record in decoder.feed(piece)]
 
 
+@settings(deadline=None)
 @given(records=st.lists(runs | failures, max_size=6), data=st.data())
 def test_what_is_encoded_is_decoded_wherever_the_bytes_are_cut(
     records: list[Run | Failure], data: st.DataObject
@@ -87,6 +97,7 @@ def test_single_bytes_are_enough() -> None:
     assert feed(Decoder(), [bytes([byte]) for byte in encode_run(record)]) == [record]
 
 
+@settings(deadline=None)
 @given(task=anything, queue=anything, exception=anything, lost=st.integers(0, 2**40), faults=st.integers(0, 2**40))
 def test_a_run_is_one_write_that_the_kernel_does_not_split(
     task: str, queue: str, exception: str, lost: int, faults: int
@@ -100,6 +111,7 @@ def test_a_run_is_one_write_that_the_kernel_does_not_split(
     assert decoded.faults == min(faults, 2**32 - 1)
 
 
+@settings(deadline=None)
 @given(failures)
 def test_no_part_of_a_failure_is_split_by_the_kernel(failure: Failure) -> None:
     assert all(len(part) <= select.PIPE_BUF for part in encode_failure(failure))
@@ -140,6 +152,17 @@ def test_odd_retries_from_a_header_do_not_lose_the_run(retries: Any) -> None:
     [decoded] = feed(Decoder(), [encode_run(Run("task", "queue", "succeeded", retries=retries))])
     assert isinstance(decoded, Run)
     assert decoded.outcome == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("number", "found"),
+    [
+        (0, 0), (1, 1), (2.9, 2), (2**32 - 1, 2**32 - 1), (2**32, 0), (-1, 0), (float("nan"), 0), (float("inf"), 0),
+        ("3", 0), (None, 0), ([], 0),
+    ],
+)  # fmt: skip
+def test_counts_of_messages_are_whole_numbers_that_fit(number: Any, found: int) -> None:
+    assert whole(number) == found
 
 
 def failure(text: str) -> Failure:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_lookout_signals._stamp import PUBLISHED_HEADER, published, stamp, waits_from
@@ -29,6 +29,7 @@ def test_what_is_no_mapping_is_left_alone(headers: Any) -> None:
     stamp(headers=headers, properties=headers)
 
 
+@settings(deadline=None)
 @given(
     published=st.floats(0, 4e9),
     eta=st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1)),  # noqa: DTZ001  # the offset is given below

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import prometheus_client
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from celery_lookout_signals import _snapshot
@@ -46,6 +46,7 @@ near_edges = st.sampled_from(EDGES).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(value=near_edges | st.floats(0, 1e12))
 @example(value=0.0)
 def test_a_value_falls_into_the_bucket_that_prometheus_chooses(value: float) -> None:
@@ -204,6 +205,7 @@ steps = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(steps=steps, late=st.integers(0, 10), data=st.data())
 def test_whoever_reads_from_any_moment_on_counts_what_came_after_it(
     steps: list[tuple[Any, ...]], late: int, data: st.DataObject
