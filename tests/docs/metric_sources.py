@@ -51,7 +51,8 @@ SOURCES: Final = {
         "snapshots", f"{_TOLD}, and where it cannot be measured (gevent, eventlet)"
     ),
     "celery_task_memory_growth_bytes_total": Source(
-        "snapshots: resident size after a run less that before it, where it grew",
+        "snapshots: by how much a process was larger after a run than after any run before it, shared memory left out. "
+        "The first run of each task in a process does not count: it loads what the others use",
         f"{_TOLD}, and where it cannot be measured",
     ),
     "celery_task_peak_memory_bytes": Source(
