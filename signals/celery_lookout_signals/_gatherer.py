@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from . import _guard
 from ._failures import KINDS, Limiter, class_name, fingerprint, shortened
-from ._internals import active, redelivered, retries, wait
+from ._internals import active, key, redelivered, retries, wait
 from ._pipe import Memory, Pipe
 from ._queues import QueueNames
-from ._records import ABORTED, NAME_LIMIT, UNMEASURED, Failure, Received, Run, run_key
+from ._records import ABORTED, NAME_LIMIT, UNMEASURED, Failure, Received, Run
 from ._totals import Totals
 from ._traces import trace_id_of
 
@@ -29,7 +29,7 @@ FAILURES_OF_A_KIND = 5
 #: What Celery calls a task that the worker does not have; the signal itself brings a KeyError.
 NOT_REGISTERED = "celery.exceptions.NotRegistered"
 
-#: A task id's :func:`run_key`, the number of retries, and whether it was delivered before.
+#: A message's :func:`run_key`, the number of retries, and whether it was delivered before.
 Attempt = tuple[int, int, bool]
 
 
@@ -54,8 +54,8 @@ class Gatherer:
         #: Failures counted.
         self.failed = 0
         self._heard: deque[Received | Run | _Death] = deque()
-        #: Tasks received, by :func:`run_key`; Celery holds the requests, for as long as it has them.
-        self._requests: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        #: Tasks received, by id; Celery holds the requests, for as long as it has them.
+        self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         #: Requests whose death was counted.
         self._dead: weakref.WeakSet[Any] = weakref.WeakSet()
         #: Attempts whose start was counted before their end, because they take longer than from one call to the next.
@@ -69,10 +69,10 @@ class Gatherer:
 
     def received(self, request: Any) -> None:
         """A message became a request: ``task_received``."""
-        self._requests[run_key(request.id)] = request
+        self._requests[request.id] = request
         info = request.delivery_info
         queue = self._queues.name_of(info)
-        self._heard.append(Received(request.name, queue, redelivered(request), run_key(request.id), retries(request)))
+        self._heard.append(Received(request.name, queue, redelivered(request), key(request), retries(request)))
 
     def died(self, task_id: str, error: BaseException, traceback: str) -> None:
         """
@@ -80,7 +80,7 @@ class Gatherer:
 
         Celery 5.7 tells a hard limit twice.
         """
-        request = self._requests.get(run_key(task_id))
+        request = self._requests.get(task_id)
         if request is None:
             return
         name = type(error).__name__
@@ -94,7 +94,7 @@ class Gatherer:
 
     def revoked(self, fields: Mapping[str, Any], *, task: str, terminated: bool, expired: bool) -> None:
         """A task was revoked: ``task_revoked``. *fields* are those of its request."""
-        request = self._requests.get(run_key(str(fields.get("id"))))
+        request = self._requests.get(str(fields.get("id")))
         outcome = "expired" if expired else "terminated" if terminated else "revoked"
         if request is None:  # before it was received
             queue = self._queues.name_of(fields.get("delivery_info"))
@@ -129,7 +129,7 @@ class Gatherer:
             queue=self._queues.name_of(request.delivery_info),
             outcome=outcome,
             exception=exception,
-            key=run_key(request.id),
+            key=key(request),
             retries=retries(request),
             redelivered=redelivered(request),
             started=bool(request.time_start),
@@ -191,7 +191,7 @@ class Gatherer:
 
     def _count_starts(self) -> None:
         """Count what runs already: an hour-long task has started, and waited, long before it ends."""
-        running = {(run_key(request.id), retries(request), redelivered(request)): request for request in active()}
+        running = {(key(request), retries(request), redelivered(request)): request for request in active()}
         for attempt in running.keys() - self._started - self._ended:
             request = running[attempt]
             self._started.add(attempt)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ._records import UNMEASURED, whole
+from ._records import UNMEASURED, run_key, whole
 from ._stamp import published, waits_from
 
 
@@ -48,6 +48,11 @@ def active() -> list[Any]:
         with suppress(RuntimeError):  # a thread of the pool added one meanwhile
             return [request for request in list(state.active_requests) if request.time_start]
     raise RuntimeError("the set of active requests never stood still")
+
+
+def key(request: Any) -> int:
+    """Return the number of the message of *request*."""
+    return run_key(request.id, published(request.request_dict))
 
 
 def retries(request: Any) -> int:

@@ -39,7 +39,7 @@ class Run(NamedTuple):
     outcome: str
     #: Class of the exception of a failed or retried run, without its module.
     exception: str = ""
-    #: Of the task id: the main process finds its own knowledge of the task by it.
+    #: Of the message, see :func:`run_key`.
     key: int = 0
     retries: int = 0
     redelivered: bool = False
@@ -97,9 +97,13 @@ _NAMES_LIMIT = _PIPE_BUF - _FRAME.size - _RUN.size
 _PART_BYTES = _PIPE_BUF - _FRAME.size - _PART.size
 
 
-def run_key(task_id: str) -> int:
-    """Return a number for *task_id*; the same in all processes forked from one."""
-    return hash(task_id)
+def run_key(task_id: str, published: float | None) -> int:
+    """
+    Return a number for a message; the same in all processes forked from one.
+
+    The id is not enough: a task that replaces itself hands it on.
+    """
+    return hash((task_id, published))
 
 
 def whole(number: Any) -> int:

@@ -35,6 +35,7 @@ class Sink(Protocol):
 class _Begun(NamedTuple):
     """A run under way."""
 
+    key: int
     queue: str
     retries: int
     redelivered: bool
@@ -60,11 +61,13 @@ class Runs:
         if request.is_eager or request.called_directly:
             return
         fields = vars(request)
-        since = waits_from(published(fields), request.eta)
+        stamp = published(fields)
+        since = waits_from(stamp, request.eta)
         self._meter.begin()
         clock = self._meter.cpu_clock
         info = request.delivery_info or {}
         self._begun[task_id] = _Begun(
+            key=run_key(task_id, stamp),
             queue=self._queues.name_of(info),
             retries=whole(request.retries),
             redelivered=bool(info.get("redelivered")),
@@ -115,7 +118,7 @@ class Runs:
                 queue=begun.queue,
                 outcome=outcome,
                 exception=_exception(outcome, result),
-                key=run_key(task_id),
+                key=begun.key,
                 retries=begun.retries,
                 redelivered=begun.redelivered,
                 ended_at=time.time(),

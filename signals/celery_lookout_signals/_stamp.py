@@ -32,25 +32,28 @@ def stamp(headers: Any = None, properties: Any = None, **_: Any) -> None:
         properties["timestamp"] = int(now)
 
 
-def waits_from(published: Any, eta: Any) -> float | None:
+def waits_from(published: float | None, eta: Any) -> float | None:
     """
     Return the Unix time from which a task waits: its publish time or its ETA, whichever is later; None if unstamped.
 
     *eta* is what the message has: ISO 8601 text, where no offset means UTC.
     """
-    # Anybody may write anything there; not a number fails the comparison, too.
-    if isinstance(published, bool) or not isinstance(published, (int, float)) or not 0 <= published < LATEST:
-        return None
-    return max(float(published), _unix_time(eta))
+    return None if published is None else max(published, _unix_time(eta))
 
 
-def published(request: Mapping[str, Any]) -> Any:
-    """Return the stamp in the fields of a request; Celery has put headers among them, or under ``headers``."""
+def published(request: Mapping[str, Any]) -> float | None:
+    """
+    Return the stamp in the fields of a request; Celery has put headers among them, or under ``headers``.
+
+    None for what is none: anybody may write anything there.
+    """
     found = request.get(PUBLISHED_HEADER)
     if found is None:
         headers = request.get("headers")
         found = headers.get(PUBLISHED_HEADER) if isinstance(headers, Mapping) else None
-    return found
+    # Not a number fails the comparison.
+    is_time = isinstance(found, (int, float)) and not isinstance(found, bool) and 0 <= found < LATEST
+    return float(found) if is_time else None
 
 
 def _unix_time(eta: Any) -> float:

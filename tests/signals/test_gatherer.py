@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_lookout_signals import _gatherer
+from celery_lookout_signals import _gatherer, _guard
 from celery_lookout_signals._gatherer import FAILURES_LIMIT, FAILURES_OF_A_KIND, Gatherer
+from celery_lookout_signals._internals import key
 from celery_lookout_signals._pipe import Memory
 from celery_lookout_signals._queues import QueueNames
-from celery_lookout_signals._records import ABORTED, Failure, Run, run_key
+from celery_lookout_signals._records import ABORTED, Failure, Run
+from celery_lookout_signals._stamp import PUBLISHED_HEADER
 from tests.signals.snapshots import Totals, counts
 
 
@@ -28,6 +30,8 @@ class Request:
         self.id = task_id
         self.name = "task"
         self.delivery_info = {"exchange": "", "routing_key": "q", "redelivered": fields.pop("redelivered", False)}
+        if "published" in fields:
+            fields[PUBLISHED_HEADER] = fields.pop("published")
         self.request_dict = {"retries": retries, **fields}
         self.time_start: float | None = None
         self.acknowledged = True
@@ -61,7 +65,7 @@ class Worker:
     def tell(self, request: Request, outcome: str = "succeeded", **fields: Any) -> None:
         """The run tells its end, of which Celery hears only later, if at all."""
         known = {"retries": request.request_dict["retries"], "redelivered": request.delivery_info["redelivered"]}
-        self.gatherer.pipe.send(Run("task", "q", outcome, key=run_key(request.id), **known, **fields))
+        self.gatherer.pipe.send(Run("task", "q", outcome, key=key(request), **known, **fields))
 
     def forget(self, request: Request) -> None:
         """Celery has heard of the end."""
@@ -85,6 +89,7 @@ class Worker:
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     worker = Worker()
+    _guard.take_faults()
     monkeypatch.setattr(_gatherer, "active", lambda: worker.active)
     yield worker
     worker.close()
@@ -245,6 +250,21 @@ def test_the_death_of_a_requeued_task_counts(worker: Worker) -> None:
     }  # fmt: skip
 
 
+def test_a_task_that_replaces_itself_is_two_runs_with_one_id(worker: Worker) -> None:
+    """Its replacement may come before Celery has heard of the end of the first, and may itself be killed."""
+    first = worker.start(worker.receive(Request(published=1.5)))
+    worker.tell(first, "ignored")
+    worker.gather()
+    second = worker.start(worker.receive(Request(published=2.5)))
+    worker.gather()
+    worker.forget(first)
+    worker.gather()
+    worker.die(second, TimeLimitExceeded(1))
+    assert {name: total for name, total in worker.gather()["task", "q"].items() if ":" not in name} == {
+        "received": 2, "started": 2, "ignored": 1, "failed": 1, "hard_time_limit": 1,
+    }  # fmt: skip
+
+
 #: What may happen to an attempt after its start, in this order; the run tells its end or its process dies, or both.
 ENDS = st.sampled_from([("tell",), ("die",), ("tell", "die"), ("die", "die"), ("abort", "die")])
 
@@ -273,7 +293,7 @@ def test_any_interleaving_counts_each_attempt_once(attempts: list[tuple[str, ...
                 worker.tell(request, ABORTED)
             elif step == "die":
                 # Celery tells this of the request that it knows under the id.
-                worker.gatherer._requests[run_key(request.id)] = request
+                worker.gatherer._requests[request.id] = request
                 worker.die(request, WorkerLostError("signal 9"))
             else:
                 worker.forget(request)
@@ -304,11 +324,13 @@ def test_any_interleaving_counts_each_attempt_once(attempts: list[tuple[str, ...
 def test_losses_and_faults_of_processes_are_added_up(worker: Worker) -> None:
     for _ in range(2):
         request = worker.receive(Request())
-        worker.gatherer.pipe.send(Run("task", "q", "succeeded", key=run_key(request.id), lost_before=0, faults=2))
+        worker.gatherer.pipe.send(Run("task", "q", "succeeded", key=key(request), lost_before=0, faults=2))
         worker.gatherer.memory._lost = 3
         worker.gatherer.memory.send(Run("task", "q", "succeeded"))
-    worker.gather()
-    assert (worker.gatherer.runs_lost, worker.gatherer.faults) == (6, 4)
+    _guard.note(__name__, ValueError("of this process"))
+    for _ in range(2):
+        worker.gather()
+        assert (worker.gatherer.runs_lost, worker.gatherer.faults) == (6, 5)
 
 
 # -- failures

@@ -40,11 +40,11 @@ class Sizes:
         meter._statm = os.open(self._file, os.O_RDONLY)
         self._meter = meter
 
-    def run(self, task: str, private: int) -> int:
-        """Run *task*, after which the process has *private* bytes; return the growth."""
+    def run(self, task: str, private: int, *, shared: int = 500) -> int:
+        """Run *task*, after which the process has *private* bytes and *shared* pages; return the growth."""
         pages = private // os.sysconf("SC_PAGESIZE")
-        # Size, resident, shared, … in pages; the shared ones are not the task's.
-        self._file.write_text(f"99999 {pages + 500} 500 1 0 7 0\n")
+        # Size, resident, shared, … in pages.
+        self._file.write_text(f"99999 {pages + shared} {shared} 1 0 7 0\n")
         self._meter.begin()
         return self._meter.end(task)[0]
 
@@ -71,6 +71,12 @@ def test_what_a_run_leaves_behind_is_counted_once_and_for_the_run_that_left_it(s
 def test_memory_that_comes_and_goes_is_no_growth(sizes: Sizes) -> None:
     sizes.run("a", 100 * MEBIBYTE)
     assert [sizes.run("a", size * MEBIBYTE) for size in (110, 90, 110, 90, 110)] == [10 * MEBIBYTE, 0, 0, 0, 0]
+
+
+def test_shared_pages_are_not_the_tasks(sizes: Sizes) -> None:
+    sizes.run("a", 100 * MEBIBYTE)
+    assert sizes.run("a", 100 * MEBIBYTE, shared=9000) == 0
+    assert sizes.run("a", 103 * MEBIBYTE, shared=0) == 3 * MEBIBYTE
 
 
 def test_small_growth_adds_up_until_it_is_worth_a_name(sizes: Sizes) -> None:

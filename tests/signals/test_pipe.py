@@ -11,7 +11,7 @@ import pytest
 
 from celery_lookout_signals import _pipe
 from celery_lookout_signals._pipe import Memory, Pipe
-from celery_lookout_signals._records import Failure, Run
+from celery_lookout_signals._records import Failure, Run, encode_failure
 
 RUN = Run("task", "queue", "succeeded", key=1, runtime=0.5)
 
@@ -71,6 +71,16 @@ def test_a_failure_that_does_not_fit_spoils_nothing(pipe: Pipe) -> None:
     pipe.send_failure(failure)
     pipe.send(RUN)
     assert list(pipe.drain()) == [failure, RUN._replace(lost_before=1)]
+
+
+def test_what_a_process_had_only_begun_to_tell_is_forgotten_with_it(pipe: Pipe) -> None:
+    failure = Failure("id", "task", "queue", 0, 1.5, "exception", "Boom", "x" * 16_384, "print")
+    first, *_ = encode_failure(failure)
+    os.write(pipe._write_end, first)
+    assert list(pipe.drain()) == []
+    pipe.forget(os.getpid())
+    pipe.send_failure(failure)
+    assert list(pipe.drain()) == [failure]
 
 
 #: Since Python 3.12, where the process that runs the tests has threads.

@@ -75,6 +75,8 @@ def test_memory_and_cpu_are_those_of_all_processes(busy: subprocess.Popen[bytes]
     assert alone.memory is not None
     assert alone.cpu_seconds is not None
     assert alone.memory == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+    # User and system, its own and that of children that ended.
+    assert alone.cpu_seconds == pytest.approx(sum(psutil.Process().cpu_times()[:4]), abs=0.2)
 
     # A process that is gone meanwhile is measured as nothing.
     processes.look([child(busy.pid), child(2**22 + 1)])

@@ -31,18 +31,25 @@ class Sink:
         self.told.append(failure)
 
 
-class Meter3(Meter):
+class SameMeter(Meter):
     """Measures the same of every run."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
+        self.begun = 0
         super().__init__(memory=False, peak=False, cpu_clock=self._clock)
 
     def _clock(self) -> float:
         self._seconds += 0.25
         return self._seconds
 
+    def begin(self) -> None:
+        self.begun += 1
+
     def end(self, task: str) -> tuple[int, int]:
+        # The high-water mark must have been set back for this run.
+        self.begun -= 1
+        assert self.begun == 0
         return 4096, 8192
 
 
@@ -54,7 +61,7 @@ def sink() -> Sink:
 @pytest.fixture
 def runs(sink: Sink) -> Runs:
     _guard.take_faults()
-    return Runs(sink, Meter3(), QueueNames(app=None))
+    return Runs(sink, SameMeter(), QueueNames(app=None))
 
 
 def task(**fields: Any) -> Any:
@@ -66,13 +73,15 @@ def task(**fields: Any) -> Any:
     return SimpleNamespace(name="task", request=Context({**defaults, **fields}))
 
 
-def ended(sink: Sink, **unlike: Any) -> Run:
+def ended(sink: Sink, stamp: float | None = None, **unlike: Any) -> Run:
     """Return the only thing that was told, after a look at what is the same in all tests."""
     [run] = sink.told
     assert isinstance(run, Run)
     assert 0 <= run.runtime < 1
     assert run.ended_at == pytest.approx(time.time(), abs=5)
-    expected = Run("task", "q", "succeeded", key=run_key("one"), wait=UNMEASURED, cpu=0.25, growth=4096, peak=8192)
+    expected = Run(
+        "task", "q", "succeeded", key=run_key("one", stamp), wait=UNMEASURED, cpu=0.25, growth=4096, peak=8192
+    )
     assert run._replace(runtime=UNMEASURED, ended_at=0.0) == expected._replace(**unlike)
     return run
 
@@ -126,21 +135,23 @@ def test_what_is_applied_in_place_is_no_run(runs: Runs, sink: Sink, fields: dict
 
 
 def test_a_wait_is_from_the_stamp_to_the_start(runs: Runs, sink: Sink) -> None:
-    one = task(**{PUBLISHED_HEADER: time.time() - 30, "retries": 2})
+    stamp = time.time() - 30
+    one = task(**{PUBLISHED_HEADER: stamp, "retries": 2})
     runs.begin(one, "one")
     runs.end(one, "one", "SUCCESS", 1)
     [run] = sink.told
     assert isinstance(run, Run)
     assert run.wait == pytest.approx(30, abs=1)
-    ended(sink, wait=run.wait, retries=2)
+    ended(sink, stamp, wait=run.wait, retries=2)
 
 
 def test_a_stamp_of_the_future_is_no_wait(runs: Runs, sink: Sink) -> None:
     """Clocks of two machines differ."""
-    one = task(**{PUBLISHED_HEADER: time.time() + 30})
+    stamp = time.time() + 30
+    one = task(**{PUBLISHED_HEADER: stamp})
     runs.begin(one, "one")
     runs.end(one, "one", "SUCCESS", 1)
-    ended(sink, wait=0.0)
+    ended(sink, stamp, wait=0.0)
 
 
 def test_faults_travel_with_the_run_and_are_told_once(runs: Runs, sink: Sink) -> None:
@@ -151,6 +162,14 @@ def test_faults_travel_with_the_run_and_are_told_once(runs: Runs, sink: Sink) ->
         runs.end(one, "one", "SUCCESS", 1)
     assert [run.faults for run in sink.told if isinstance(run, Run)] == [1, 1]
     assert _guard.take_faults() == 0
+
+
+def test_faults_are_told_even_if_there_is_no_run(runs: Runs, sink: Sink) -> None:
+    """The fault may be that its beginning was not noted."""
+    _guard.note(__name__, boom())
+    for _ in range(2):
+        runs.end(task(), "one", "SUCCESS", 1)
+    assert sink.told == [Run("", "", ABORTED, started=False, faults=1)]
 
 
 def test_a_failure_is_told_in_full_before_its_run(runs: Runs, sink: Sink) -> None:

@@ -52,8 +52,8 @@ def test_celerys_forms_of_utc_are_read(suffix: str) -> None:
 
 @pytest.mark.parametrize("found", [None, True, "1893456000", [1.0], {}])
 def test_what_is_no_number_is_no_stamp(found: Any) -> None:
-    assert waits_from(found, None) is None
-    assert waits_from(found, "2030-01-01T00:00:00") is None
+    assert published({PUBLISHED_HEADER: found}) is None
+    assert waits_from(None, "2030-01-01T00:00:00") is None
 
 
 @pytest.mark.parametrize("eta", ["", "soon", 12, [], "0001-01-01T00:00:00+14:00", "2030-99-99T00:00:00"])
@@ -62,11 +62,11 @@ def test_an_eta_that_is_none_does_not_count(eta: Any) -> None:
 
 
 def test_a_stamp_that_is_not_a_number_is_none() -> None:
-    assert waits_from(float("nan"), None) is None
+    assert published({PUBLISHED_HEADER: float("nan")}) is None
 
 
 def test_a_stamp_that_is_too_large_is_none() -> None:
-    assert waits_from(10**400, None) is None
+    assert published({PUBLISHED_HEADER: 10**400}) is None
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 from unittest.mock import patch
@@ -28,9 +29,21 @@ from celery_lookout_signals._totals import (
     Totals,
     changes,
 )
+from tests.servers.celery_versions import ROOT
 from tests.signals.snapshots import Snapshot, fold
 
 EDGES = sorted({*RUNTIME_BUCKETS, *WAIT_BUCKETS, *PEAK_BUCKETS})
+
+
+def test_the_bounds_are_those_of_the_page() -> None:
+    """Another bound means another version of the wire format."""
+    page = (ROOT / "docs" / "wire.md").read_text("utf-8")
+    table = page.partition("| histogram | upper bounds |")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(runtime|wait|peak)` \| (.*) \|$", table, re.MULTILINE))
+    assert [float(bound) for bound in rows["runtime"].split(", ")] == list(RUNTIME_BUCKETS)
+    assert [float(bound) for bound in rows["wait"].split(", ")] == list(WAIT_BUCKETS)
+    assert rows["peak"] == "16 MiB, doubled ten times, up to 16 GiB"
+    assert (PEAK_BUCKETS[0], len(PEAK_BUCKETS), PEAK_BUCKETS[-1]) == (16 * 2**20, 11, 16 * 2**30)
 
 
 def bucket_of(bounds: Sequence[float], value: float) -> int:
