@@ -108,7 +108,14 @@ def _table(rows: Iterable[dict[str, Any]], *, head: bool = True) -> None:
             print("|" + "---|" * len(row))
         print(
             "| "
-            + " | ".join(f"{value:,.1f}" if isinstance(value, float) else str(value) for value in row.values())
+            + " | ".join(
+                f"{value:,.2f}"
+                if isinstance(value, float) and value < 10
+                else f"{value:,.1f}"
+                if isinstance(value, float)
+                else str(value)
+                for value in row.values()
+            )
             + " |",
             flush=True,
         )

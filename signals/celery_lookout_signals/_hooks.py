@@ -25,10 +25,9 @@ class _State:
     connected = False
     interval = 5.0
     peak_memory = True
+    #: The worker whose main process this is.
     worker: WorkerSide | None = None
-    #: Process that ``worker`` belongs to.
-    pid = 0
-    #: The runs of this process, if it runs tasks.
+    #: The runs of this process, if it is a pool process.
     runs: Runs | None = None
 
 
@@ -60,25 +59,20 @@ def connect(*, interval: float, peak_memory: bool) -> None:
         signal.connect(guarded(handler), weak=False, dispatch_uid=name)
 
 
-def _own_worker() -> WorkerSide | None:
-    """Return the worker whose main process this is."""
-    return _State.worker if _State.pid == os.getpid() else None
-
-
 def _worker_init(sender: Any = None, **_: Any) -> None:
     from ._steps import add_step
     from ._worker import WorkerSide
 
-    worker = WorkerSide(sender, interval=_State.interval, peak_memory=_State.peak_memory)
-    _State.worker, _State.pid = worker, os.getpid()
+    worker = _State.worker = WorkerSide(sender, interval=_State.interval, peak_memory=_State.peak_memory)
     add_step(sender.app, worker)
     worker.announce()
 
 
 def _worker_process_init(**_: Any) -> None:
     # Celery's solo pool sends this in the main process; a spawned child has no worker.
-    if _State.worker is not None and _State.pid != os.getpid():
-        _State.runs = _State.worker.run_in_child()
+    worker = _State.worker
+    if worker is not None and worker.pid != os.getpid():
+        _State.worker, _State.runs = None, worker.run_in_child()
         _guard.take_faults()  # the parent's, and told by it
 
 
@@ -90,7 +84,7 @@ def _runs() -> Runs | None:
 
 
 def _task_received(request: Any = None, **_: Any) -> None:
-    worker = _own_worker()
+    worker = _State.worker
     if worker is not None:
         worker.tasks.received(request)
 
@@ -111,7 +105,7 @@ def _task_failure(
     sender: Any = None, task_id: str = "", exception: Any = None, einfo: Any = None, traceback: Any = None, **_: Any
 ) -> None:
     text = str(getattr(einfo, "traceback", None) or (traceback if isinstance(traceback, str) else ""))
-    runs, worker = _runs(), _own_worker()
+    runs, worker = _runs(), _State.worker
     if runs is not None and runs.has(task_id):
         runs.fail(sender, task_id, exception, text)
     elif worker is not None and type(exception).__name__ in ("TimeLimitExceeded", "WorkerLostError"):
@@ -121,26 +115,26 @@ def _task_failure(
 def _task_revoked(
     sender: Any = None, request: Any = None, terminated: bool = False, expired: bool = False, **_: Any
 ) -> None:
-    worker = _own_worker()
+    worker = _State.worker
     if worker is not None:
         worker.tasks.revoked(vars(request), task=sender.name, terminated=bool(terminated), expired=bool(expired))
 
 
 def _task_unknown(message: Any = None, name: Any = None, id: Any = None, **_: Any) -> None:  # noqa: A002  # Celery's name
-    worker = _own_worker()
+    worker = _State.worker
     if worker is not None:
         worker.tasks.unknown(message, str(name), str(id))
 
 
 def _worker_shutting_down(how: str = "", **_: Any) -> None:
     # After a warm shutdown worker_shutdown comes; of some cold ones this is the last that we hear.
-    worker = _own_worker()
+    worker = _State.worker
     if worker is not None and how == "Cold":
         worker.flush(final=False)
 
 
 def _worker_shutdown(**_: Any) -> None:
-    worker = _own_worker()
+    worker = _State.worker
     if worker is not None:
         worker.flush(final=True)
 

@@ -52,8 +52,9 @@ def published(request: Mapping[str, Any]) -> float | None:
         headers = request.get("headers")
         found = headers.get(PUBLISHED_HEADER) if isinstance(headers, Mapping) else None
     # Not a number fails the comparison.
-    is_time = isinstance(found, (int, float)) and not isinstance(found, bool) and 0 <= found < LATEST
-    return float(found) if is_time else None
+    if isinstance(found, (int, float)) and not isinstance(found, bool) and 0 <= found < LATEST:
+        return float(found)
+    return None
 
 
 def _unix_time(eta: Any) -> float:

@@ -39,6 +39,7 @@ class WorkerSide:
 
     def __init__(self, controller: Any, *, interval: float, peak_memory: bool) -> None:
         app = controller.app
+        self.pid = os.getpid()
         self._peak_memory = peak_memory
         self._queues = QueueNames(app)
         self.tasks = Gatherer(self._queues)
@@ -133,7 +134,7 @@ class WorkerSide:
         processes = self._processes
         return {
             "celery": celery_version,
-            "pid": os.getpid(),
+            "pid": self.pid,
             "pool": self._pool,
             "slots": self._slots,
             "queues": self._queues.consumed(),
