@@ -29,8 +29,8 @@ def install(*, interval: float = 5.0, peak_memory: bool = True) -> None:
     run, for which the kernel's high-water mark of the pool process is set back before each run (Linux, prefork and solo
     pools): switch it off where another tool in the worker reads that mark.
 
-    Values that make no sense, and faults of ours, are logged and not raised: a worker without our numbers is better than
-    no worker. Does nothing where the environment has ``CELERY_LOOKOUT_SIGNALS=0``.
+    Values that make no sense, and faults of ours, are logged and not raised: a worker without our numbers is better
+    than no worker. Does nothing where the environment has ``CELERY_LOOKOUT_SIGNALS=0``.
     """
     if os.environ.get(SWITCH, "1").strip().lower() in ("0", "false", "no", "off"):
         return
