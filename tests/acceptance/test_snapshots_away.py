@@ -189,6 +189,8 @@ def test_a_cold_shutdown_is_counted_to_its_end(
     worker: Worker = start_worker(broker.url, name="w@host", concurrency=2, events=False, signals={"interval": 600.0})
     run(client, 40)
     client.send("sleep", 60.0)
+    # A task that is not running yet is waited for, whatever Celery is told.
+    wait_until(lambda: any(reply["w@host"] for reply in client.control("active", timeout=0.5)))
     if stop == "stop_cold":
         worker.stop_cold()
     else:
