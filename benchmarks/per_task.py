@@ -17,7 +17,7 @@ from typing import Final
 from celery import Celery
 
 from celery_lookout_signals._channel import Channel
-from celery_lookout_signals._records import Received, Run
+from celery_lookout_signals._records import Run
 from celery_lookout_signals._snapshot import Envelope, parts
 from celery_lookout_signals._totals import Totals
 
@@ -61,7 +61,7 @@ class _Worker:
         for number in itertools.islice(self._number, tasks):
             task, queue = f"shop.tasks.step_{number % NAMES}", QUEUES[number % len(QUEUES)]
             row = self._totals.row(task, queue)
-            self._totals.count_received(Received(task, queue, redelivered=False))
+            self._totals.count_received(task, queue, redelivered=False)
             row.count_start(0.02)
             row.count_end(
                 Run(task, queue, "succeeded", runtime=0.0125, cpu=0.01, peak=60_000_000, ended_at=time.time())

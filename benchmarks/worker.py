@@ -10,12 +10,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
+from celery.signals import before_task_publish
 
+from celery_lookout_signals._stamp import stamp
 from tests.servers.workers import Client, Worker
 
 TASKS: Final = 3000
@@ -77,7 +80,7 @@ def measure(url: str, folder: Path, rounds: int) -> Iterator[Cost]:
 def _run(url: str, folder: Path, options: dict[str, Any]) -> _Run:
     """Let a fresh worker take ``TASKS`` no-ops from a full queue."""
     given = {"events": False, "sent_events": False, **options}
-    with Client(url, folder, sent_events=False) as client:
+    with Client(url, folder, sent_events=False) as client, _stamping("signals" in options):
         client.app.amqp.queues.add("work")
         worker = Worker(url, folder, name="bench@host", concurrency=CONCURRENCY, queues=("warm", "work"), **given)
         worker.start()
@@ -94,6 +97,15 @@ def _run(url: str, folder: Path, options: dict[str, Any]) -> _Run:
             return _Run(TASKS / seconds, _cpu(processes) - used, sockets)
         finally:
             worker.stop()
+
+
+@contextmanager
+def _stamping(wanted: bool) -> Iterator[None]:
+    """Let the package work in this process, which publishes, as well."""
+    if wanted:
+        before_task_publish.connect(stamp, weak=False)
+    yield
+    before_task_publish.disconnect(stamp)
 
 
 def _fill(client: Client, queue: str, count: int) -> Any:

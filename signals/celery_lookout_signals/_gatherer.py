@@ -10,15 +10,16 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from . import _guard
 from ._failures import KINDS, Limiter, class_name, fingerprint, shortened
-from ._internals import active, key, redelivered, retries, wait
+from ._internals import active
+from ._messages import Message, Messages
 from ._pipe import Memory, Pipe
 from ._queues import QueueNames
-from ._records import ABORTED, NAME_LIMIT, UNMEASURED, Failure, Received, Run
+from ._records import ABORTED, NAME_LIMIT, UNMEASURED, Failure, Run
 from ._totals import Totals
 from ._traces import trace_id_of
 
@@ -29,8 +30,17 @@ FAILURES_OF_A_KIND = 5
 #: What Celery calls a task that the worker does not have; the signal itself brings a KeyError.
 NOT_REGISTERED = "celery.exceptions.NotRegistered"
 
-#: A message's :func:`run_key`, the number of retries, and whether it was delivered before.
+#: A message's key, the number of retries, and whether it was delivered before.
 Attempt = tuple[int, int, bool]
+
+
+class _Received(NamedTuple):
+    """The main process took a message from the broker."""
+
+    task: str
+    message: Message
+    #: Returns Celery's request, None when it is gone.
+    request: Callable[[], Any]
 
 
 class _Death(NamedTuple):
@@ -43,8 +53,9 @@ class _Death(NamedTuple):
 class Gatherer:
     """Hears of tasks at any time, from any thread, and counts when :meth:`gather` is called."""
 
-    def __init__(self, queues: QueueNames) -> None:
+    def __init__(self, queues: QueueNames, messages: Messages) -> None:
         self._queues = queues
+        self._messages = messages
         #: From pool processes, and from runs in this process.
         self.pipe = Pipe()
         self.memory = Memory()
@@ -53,8 +64,8 @@ class Gatherer:
         self.runs_lost = self.faults = 0
         #: Failures counted.
         self.failed = 0
-        self._heard: deque[Received | Run | _Death] = deque()
-        #: Tasks received, by id; Celery holds the requests, for as long as it has them.
+        self._heard: deque[_Received | Run | _Death] = deque()
+        #: Tasks received, by id, which Celery still held when they were counted; it alone keeps them.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         #: Requests whose death was counted.
         self._dead: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -67,12 +78,10 @@ class Gatherer:
 
     # -- hearing
 
-    def received(self, request: Any) -> None:
+    def received(self, request: Any, **_: Any) -> None:
         """A message became a request: ``task_received``."""
-        self._requests[request.id] = request
-        info = request.delivery_info
-        queue = self._queues.name_of(info)
-        self._heard.append(Received(request.name, queue, redelivered(request), key(request), retries(request)))
+        message = self._messages.read(request.request_dict)
+        self._heard.append(_Received(request.name, message, weakref.ref(request)))
 
     def died(self, task_id: str, error: BaseException, traceback: str) -> None:
         """
@@ -80,7 +89,7 @@ class Gatherer:
 
         Celery 5.7 tells a hard limit twice.
         """
-        request = self._requests.get(task_id)
+        request = self._request(task_id)
         if request is None:
             return
         name = type(error).__name__
@@ -94,7 +103,7 @@ class Gatherer:
 
     def revoked(self, fields: Mapping[str, Any], *, task: str, terminated: bool, expired: bool) -> None:
         """A task was revoked: ``task_revoked``. *fields* are those of its request."""
-        request = self._requests.get(str(fields.get("id")))
+        request = self._request(str(fields.get("id")))
         outcome = "expired" if expired else "terminated" if terminated else "revoked"
         if request is None:  # before it was received
             queue = self._queues.name_of(fields.get("delivery_info"))
@@ -123,19 +132,29 @@ class Gatherer:
                 )
             )
 
+    def _request(self, task_id: str) -> Any:
+        """Return the request of a task that was received, the latest of this id; None if there is none."""
+        for record in reversed(list(self._heard)):
+            if isinstance(record, _Received):
+                request = record.request()
+                if request is not None and request.id == task_id:
+                    return request
+        return self._requests.get(task_id)
+
     def _run_of(self, request: Any, outcome: str, exception: str, now: float, runtime: float) -> Run:
+        message = self._messages.read(request.request_dict)
         return Run(
             task=request.name,
-            queue=self._queues.name_of(request.delivery_info),
+            queue=message.queue,
             outcome=outcome,
             exception=exception,
-            key=key(request),
-            retries=retries(request),
-            redelivered=redelivered(request),
+            key=message.key,
+            retries=message.retries,
+            redelivered=message.redelivered,
             started=bool(request.time_start),
             ended_at=now,
             runtime=runtime,
-            wait=wait(request),
+            wait=message.wait(request.time_start),
         )
 
     # -- counting
@@ -144,10 +163,14 @@ class Gatherer:
         """Count what was told. Runs before deaths: what a run told of its end is true, whatever became of it after."""
         heard = [self._heard.popleft() for _ in range(len(self._heard))]
         for received in heard:
-            if isinstance(received, Received):
-                self.totals.count_received(received)
+            if isinstance(received, _Received):
+                message = received.message
+                self.totals.count_received(received.task, message.queue, redelivered=message.redelivered)
+                request = received.request()
+                if request is not None:
+                    self._requests[request.id] = request
                 # What is known of the same attempt is of an earlier delivery, whose process died.
-                attempt = _attempt(received)
+                attempt = _attempt(message)
                 self._started.discard(attempt)
                 self._ended.discard(attempt)
         for record in self.pipe.drain():
@@ -191,11 +214,14 @@ class Gatherer:
 
     def _count_starts(self) -> None:
         """Count what runs already: an hour-long task has started, and waited, long before it ends."""
-        running = {(key(request), retries(request), redelivered(request)): request for request in active()}
+        running = {}
+        for request in active():
+            message = self._messages.read(request.request_dict)
+            running[_attempt(message)] = request, message
         for attempt in running.keys() - self._started - self._ended:
-            request = running[attempt]
+            request, message = running[attempt]
             self._started.add(attempt)
-            self.totals.row(request.name, self._queues.name_of(request.delivery_info)).count_start(wait(request))
+            self.totals.row(request.name, message.queue).count_start(message.wait(request.time_start))
         # Whoever is not running any more has told its end, or nobody will.
         self._started &= running.keys()
         self._ended &= running.keys()
@@ -212,8 +238,8 @@ class Gatherer:
         return picked
 
 
-def _attempt(record: Run | Received) -> Attempt:
-    return record.key, record.retries, record.redelivered
+def _attempt(of: Run | Message) -> Attempt:
+    return of.key, of.retries, of.redelivered
 
 
 def _failure(request: Any, run: Run, error: BaseException, traceback: str) -> Failure:

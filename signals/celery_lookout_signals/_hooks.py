@@ -1,13 +1,16 @@
 """
 What is connected to what: the only file that knows the names of Celery's signals.
 
-Handlers are connected once, stay connected in every process, and look at the state to see whether it is theirs to act.
+Handlers stay connected in every process and look at the state to see whether it is theirs to act. Those that run for
+every task are connected where there is something to do and lead there at once: a busy worker pays for each call on the
+way.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import _guard
@@ -27,7 +30,7 @@ class _State:
     peak_memory = True
     #: The worker whose main process this is.
     worker: WorkerSide | None = None
-    #: The runs of this process, if it is a pool process.
+    #: The runs of this process, if tasks run in it.
     runs: Runs | None = None
 
 
@@ -45,25 +48,42 @@ def connect(*, interval: float, peak_memory: bool) -> None:
         (signals.before_task_publish, stamp),
         (signals.worker_init, _worker_init),
         (signals.worker_process_init, _worker_process_init),
-        (signals.task_received, _task_received),
-        (signals.task_prerun, _task_prerun),
         (signals.task_failure, _task_failure),
-        (signals.task_postrun, _task_postrun),
         (signals.task_revoked, _task_revoked),
         (signals.task_unknown, _task_unknown),
         (signals.worker_shutting_down, _worker_shutting_down),
         (signals.worker_shutdown, _worker_shutdown),
         (signals.beat_init, _beat_init),
     ):
-        name = f"celery_lookout_signals.{handler.__name__}"
-        signal.connect(guarded(handler), weak=False, dispatch_uid=name)
+        _connect(signal, handler)
+
+
+def _connect(signal: Any, handler: Callable[..., None]) -> None:
+    """Let *signal* call *handler*, and no other of ours of that name any more."""
+    name = f"celery_lookout_signals.{handler.__name__}"
+    signal.disconnect(dispatch_uid=name)
+    signal.connect(guarded(handler), weak=False, dispatch_uid=name)
+
+
+def _connect_runs(runs: Runs) -> None:
+    """Tasks run in this process."""
+    from celery import signals
+
+    _State.runs = runs
+    _connect(signals.task_prerun, runs.begin)
+    _connect(signals.task_postrun, runs.end)
 
 
 def _worker_init(sender: Any = None, **_: Any) -> None:
+    from celery.signals import task_received
+
     from ._steps import add_step
     from ._worker import WorkerSide
 
-    worker = _State.worker = WorkerSide(sender, interval=_State.interval, peak_memory=_State.peak_memory)
+    worker = _State.worker = WorkerSide(
+        sender, interval=_State.interval, peak_memory=_State.peak_memory, on_runs=_connect_runs
+    )
+    _connect(task_received, worker.tasks.received)
     add_step(sender.app, worker)
     worker.announce()
 
@@ -72,40 +92,16 @@ def _worker_process_init(**_: Any) -> None:
     # Celery's solo pool sends this in the main process; a spawned child has no worker.
     worker = _State.worker
     if worker is not None and worker.pid != os.getpid():
-        _State.worker, _State.runs = None, worker.run_in_child()
+        _State.worker = None
+        _connect_runs(worker.run_in_child())
         _guard.take_faults()  # the parent's, and told by it
-
-
-def _runs() -> Runs | None:
-    if _State.runs is not None:
-        return _State.runs
-    worker = _State.worker
-    return None if worker is None else worker.runs
-
-
-def _task_received(request: Any = None, **_: Any) -> None:
-    worker = _State.worker
-    if worker is not None:
-        worker.tasks.received(request)
-
-
-def _task_prerun(task: Any = None, task_id: str = "", **_: Any) -> None:
-    runs = _runs()
-    if runs is not None:
-        runs.begin(task, task_id)
-
-
-def _task_postrun(task: Any = None, task_id: str = "", state: str | None = None, retval: Any = None, **_: Any) -> None:
-    runs = _runs()
-    if runs is not None:
-        runs.end(task, task_id, state, retval)
 
 
 def _task_failure(
     sender: Any = None, task_id: str = "", exception: Any = None, einfo: Any = None, traceback: Any = None, **_: Any
 ) -> None:
     text = str(getattr(einfo, "traceback", None) or (traceback if isinstance(traceback, str) else ""))
-    runs, worker = _runs(), _State.worker
+    runs, worker = _State.runs, _State.worker
     if runs is not None and runs.has(task_id):
         runs.fail(sender, task_id, exception, text)
     elif worker is not None and type(exception).__name__ in ("TimeLimitExceeded", "WorkerLostError"):

@@ -1,17 +1,13 @@
 """
-What Celery knows and has no signal for: what runs, what a request waited for, what kind of pool there is.
+What Celery knows and has no signal for: what runs, what is held, what kind of pool there is.
 
-Read from ``celery.worker.state``, requests and pools, of Celery 5.3 to 5.7.
+Read from ``celery.worker.state`` and pools, of Celery 5.3 to 5.7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
-
-from ._records import UNMEASURED, run_key, whole
-from ._stamp import published, waits_from
 
 
 class Held(NamedTuple):
@@ -48,28 +44,6 @@ def active() -> list[Any]:
         with suppress(RuntimeError):  # a thread of the pool added one meanwhile
             return [request for request in list(state.active_requests) if request.time_start]
     raise RuntimeError("the set of active requests never stood still")
-
-
-def key(request: Any) -> int:
-    """Return the number of the message of *request*."""
-    return run_key(request.id, published(request.request_dict))
-
-
-def retries(request: Any) -> int:
-    return whole(request.request_dict.get("retries"))
-
-
-def redelivered(request: Any) -> bool:
-    """Say whether the broker delivered the message of *request* before."""
-    info = request.delivery_info
-    return bool(isinstance(info, Mapping) and info.get("redelivered"))
-
-
-def wait(request: Any) -> float:
-    """Return the seconds that *request* waited until its body started; ``UNMEASURED`` when either end is not known."""
-    fields = request.request_dict
-    since = waits_from(published(fields), fields.get("eta"))
-    return UNMEASURED if since is None or not request.time_start else max(request.time_start - since, 0.0)
 
 
 def kind_of(pool: Any) -> str:

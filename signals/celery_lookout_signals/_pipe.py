@@ -39,23 +39,17 @@ class Pipe:
 
     def send(self, run: Run) -> None:
         """Hand *run* over, or count it as lost in the next one."""
-        if self._write(encode_run(run._replace(lost_before=self._lost) if self._lost else run)):
+        try:
+            os.write(self._write_end, encode_run(run._replace(lost_before=self._lost) if self._lost else run))
             self._lost = 0
-        else:
+        except BlockingIOError:
             self._lost += 1
 
     def send_failure(self, failure: Failure) -> None:
         """Hand *failure* over; if there is no room for all of it, it is in the counts only."""
-        for part in encode_failure(failure):
-            if not self._write(part):
-                return
-
-    def _write(self, record: bytes) -> bool:
-        try:
-            os.write(self._write_end, record)
-        except BlockingIOError:
-            return False
-        return True
+        with suppress(BlockingIOError):
+            for part in encode_failure(failure):
+                os.write(self._write_end, part)
 
     def drain(self) -> Iterator[Run | Failure]:
         """Yield what has come."""

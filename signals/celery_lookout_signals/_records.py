@@ -12,6 +12,7 @@ import os
 import select
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 #: The end of a run without an outcome: the main process learns what became of the task.
@@ -39,7 +40,7 @@ class Run(NamedTuple):
     outcome: str
     #: Class of the exception of a failed or retried run, without its module.
     exception: str = ""
-    #: Of the message, see :func:`run_key`.
+    #: Of the message.
     key: int = 0
     retries: int = 0
     redelivered: bool = False
@@ -74,18 +75,9 @@ class Failure(NamedTuple):
     sentry_event_id: str | None = None
 
 
-class Received(NamedTuple):
-    """The main process took a message from the broker."""
-
-    task: str
-    queue: str
-    redelivered: bool
-    key: int = 0
-    retries: int = 0
-
-
 _FRAME = struct.Struct("<HB")  # length of the rest, kind
-_RUN = struct.Struct("<qIB??ddddQQII")
+_RUN = struct.Struct("<BqI??ddddQQQQ")
+_FRAMED_RUN = struct.Struct(_FRAME.format + _RUN.format[1:])
 _PART = struct.Struct("<IB")  # process, whether more parts follow
 _RUN_KIND, _PART_KIND = 1, 2
 #: Largest count in a record.
@@ -97,15 +89,6 @@ _NAMES_LIMIT = _PIPE_BUF - _FRAME.size - _RUN.size
 _PART_BYTES = _PIPE_BUF - _FRAME.size - _PART.size
 
 
-def run_key(task_id: str, published: float | None) -> int:
-    """
-    Return a number for a message; the same in all processes forked from one.
-
-    The id is not enough: a task that replaces itself hands it on.
-    """
-    return hash((task_id, published))
-
-
 def whole(number: Any) -> int:
     """Return a count that came with a message as a whole number that a record can hold; 0 for what is none."""
     # Not a number, and infinity, fail the comparison.
@@ -114,27 +97,9 @@ def whole(number: Any) -> int:
 
 def encode_run(run: Run) -> bytes:
     """Return the record of *run*, at most ``PIPE_BUF`` bytes."""
-    names = (name[:NAME_LIMIT].replace("\0", " ") for name in (run.task, run.queue, run.exception))
-    tail = "\0".join(names).encode("utf-8", "replace")[:_NAMES_LIMIT]
-    return (
-        _FRAME.pack(_RUN.size + len(tail), _RUN_KIND)
-        + _RUN.pack(
-            run.key,
-            whole(run.retries),
-            _OUTCOME_NUMBERS[run.outcome],
-            run.redelivered,
-            run.started,
-            run.ended_at,
-            run.runtime,
-            run.wait,
-            run.cpu,
-            run.growth,
-            run.peak,
-            min(run.lost_before, _MOST),
-            min(run.faults, _MOST),
-        )
-        + tail
-    )
+    task, queue, outcome, exception, *numbers = run
+    names = _encode_names(task, queue, exception)
+    return _FRAMED_RUN.pack(_RUN.size + len(names), _RUN_KIND, _OUTCOME_NUMBERS[outcome], *numbers) + names
 
 
 def encode_failure(failure: Failure) -> list[bytes]:
@@ -191,8 +156,20 @@ class Decoder:
 
 
 def _decode_run(data: bytes, start: int, end: int) -> Run:
-    fields = _RUN.unpack_from(data, start)
-    key, retries, outcome = fields[:3]
-    names = data[start + _RUN.size : end].decode("utf-8", "replace").split("\0")
-    task, queue, exception = (*names, "", "", "")[:3]
-    return Run(task, queue, OUTCOMES[outcome], exception, key, retries, *fields[3:])
+    outcome, *numbers = _RUN.unpack_from(data, start)
+    task, queue, exception = _decode_names(data[start + _RUN.size : end])
+    return Run(task, queue, OUTCOMES[outcome], exception, *numbers)
+
+
+# A worker has few names and many runs.
+
+
+@lru_cache(maxsize=1000)
+def _encode_names(*names: str) -> bytes:
+    return "\0".join(name[:NAME_LIMIT].replace("\0", " ") for name in names).encode("utf-8", "replace")[:_NAMES_LIMIT]
+
+
+@lru_cache(maxsize=1000)
+def _decode_names(data: bytes) -> tuple[str, str, str]:
+    task, queue, exception = (*data.decode("utf-8", "replace").split("\0"), "", "", "")[:3]
+    return task, queue, exception

@@ -8,17 +8,16 @@ told from here, and the main process learns what became of the task.
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from . import _guard
 from ._failures import KINDS, Limiter, class_name, fingerprint, shortened
 from ._measure import Meter
-from ._queues import QueueNames
-from ._records import ABORTED, UNMEASURED, Failure, Run, run_key, whole
-from ._stamp import published, waits_from
+from ._messages import Message, Messages
+from ._records import ABORTED, UNMEASURED, Failure, Run
 from ._traces import current_trace_id, sentry_event_id, trace_id_of
 
-#: Celery's states to outcomes in the words of the wire format. A rejection has two, see ``_outcome``.
+#: Celery's states to outcomes in the words of the wire format. A rejection has two, see ``_rare_outcome``.
 _OUTCOMES = {"SUCCESS": "succeeded", "FAILURE": "failed", "RETRY": "retried", "IGNORED": "ignored"}
 
 
@@ -32,49 +31,27 @@ class Sink(Protocol):
         """Hand *failure* over, without waiting."""
 
 
-class _Begun(NamedTuple):
-    """A run under way."""
-
-    key: int
-    queue: str
-    retries: int
-    redelivered: bool
-    wait: float
-    #: By the monotonic clock.
-    started_at: float
-    cpu: float
+#: A run under way: its message, when it began by the Unix and by the monotonic clock, CPU seconds until then.
+_Begun = tuple[Message, float, float, float]
 
 
 class Runs:
     """The runs of one process."""
 
-    def __init__(self, sink: Sink, meter: Meter, queues: QueueNames) -> None:
+    def __init__(self, sink: Sink, meter: Meter, messages: Messages) -> None:
         self._sink = sink
         self._meter = meter
-        self._queues = queues
+        self._messages = messages
         self._limiter = Limiter()
         self._begun: dict[str, _Begun] = {}
 
-    def begin(self, task: Any, task_id: str) -> None:
+    def begin(self, task: Any, task_id: str, **_: Any) -> None:
         """Take note of ``task_prerun``. A task that another one calls in place (``apply``) is part of that one."""
         request = task.request
         if request.is_eager or request.called_directly:
             return
-        fields = vars(request)
-        stamp = published(fields)
-        since = waits_from(stamp, request.eta)
-        self._meter.begin()
-        clock = self._meter.cpu_clock
-        info = request.delivery_info or {}
-        self._begun[task_id] = _Begun(
-            key=run_key(task_id, stamp),
-            queue=self._queues.name_of(info),
-            retries=whole(request.retries),
-            redelivered=bool(info.get("redelivered")),
-            wait=UNMEASURED if since is None else max(time.time() - since, 0.0),
-            started_at=time.monotonic(),
-            cpu=UNMEASURED if clock is None else clock(),
-        )
+        message = self._messages.read(vars(request))
+        self._begun[task_id] = message, time.time(), time.monotonic(), self._meter.begin()
 
     def fail(self, task: Any, task_id: str, error: BaseException, traceback: str) -> None:
         """Tell of a failure in full, if it is one of few: ``task_failure`` of a run that is under way here."""
@@ -82,49 +59,49 @@ class Runs:
         name = class_name(error)
         if begun is None or not self._limiter.admits(task.name, name):
             return
+        message, _, since, _ = begun
         self._sink.send_failure(
             Failure(
                 task_id=task_id,
                 task=task.name,
-                queue=begun.queue,
-                retries=begun.retries,
+                queue=message.queue,
+                retries=message.retries,
                 at=time.time(),
                 kind=KINDS.get(type(error).__name__, "exception"),
                 exception=name,
                 traceback=shortened(traceback),
                 fingerprint=fingerprint(task.name, name, traceback),
-                runtime=round(time.monotonic() - begun.started_at, 6),
+                runtime=round(time.monotonic() - since, 6),
                 trace_id=current_trace_id() or trace_id_of(vars(task.request)),
                 sentry_event_id=sentry_event_id(),
             )
         )
 
-    def end(self, task: Any, task_id: str, state: str | None, result: Any) -> None:
-        """Tell of a run that ended: ``task_postrun``. *result* is what it returned or raised."""
+    def end(self, task: Any, task_id: str, state: str | None, retval: Any, **_: Any) -> None:
+        """Tell of a run that ended: ``task_postrun``. *retval* is what it returned or raised."""
         begun = self._begun.pop(task_id, None)
         faults = _guard.take_faults()
         if begun is None:
             if faults:  # one of them may be why
                 self._sink.send(Run("", "", ABORTED, started=False, faults=faults))
             return
-        outcome = _outcome(state, result)
-        runtime = time.monotonic() - begun.started_at
-        clock = self._meter.cpu_clock
-        cpu = UNMEASURED if clock is None else max(clock() - begun.cpu, 0.0)
-        growth, peak = self._meter.end(task.name)
+        message, started_at, since, cpu_before = begun
+        runtime = time.monotonic() - since
+        cpu, growth, peak = self._meter.end(task.name)
+        outcome = _OUTCOMES.get(state or "") or _rare_outcome(state, retval)
         self._sink.send(
             Run(
                 task=task.name,
-                queue=begun.queue,
+                queue=message.queue,
                 outcome=outcome,
-                exception=_exception(outcome, result),
-                key=begun.key,
-                retries=begun.retries,
-                redelivered=begun.redelivered,
+                exception="" if outcome == "succeeded" else _exception(outcome, retval),
+                key=message.key,
+                retries=message.retries,
+                redelivered=message.redelivered,
                 ended_at=time.time(),
                 runtime=runtime,
-                wait=begun.wait,
-                cpu=cpu,
+                wait=message.wait(started_at),
+                cpu=UNMEASURED if self._meter.cpu_clock is None else max(cpu - cpu_before, 0.0),
                 growth=growth,
                 peak=peak,
                 faults=faults,
@@ -136,10 +113,10 @@ class Runs:
         return task_id in self._begun
 
 
-def _outcome(state: str | None, result: Any) -> str:
+def _rare_outcome(state: str | None, result: Any) -> str:
     if state == "REJECTED":
         return "requeued" if getattr(result, "requeue", False) else "rejected"
-    return _OUTCOMES.get(state or "", ABORTED)
+    return ABORTED
 
 
 def _exception(outcome: str, result: Any) -> str:

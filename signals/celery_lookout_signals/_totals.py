@@ -7,10 +7,11 @@ All totals only rise. What was sent last is kept beside what is true now, so tha
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ._records import NAME_LIMIT, UNMEASURED, Received, Run
+from ._records import NAME_LIMIT, UNMEASURED, Run
 
 #: Upper bounds of the histograms, in seconds and bytes. The sidecar's are the same; other bounds need another version
 #: of the wire format.
@@ -26,12 +27,27 @@ ROWS_LIMIT = 1000
 EXCEPTIONS_LIMIT = 50
 OTHER = "_other"
 
-#: Outcomes whose bodies ran to an end: only their runtime means something.
-_TIMED = frozenset({"succeeded", "failed", "retried"})
 _TERMINATIONS = {
     "SoftTimeLimitExceeded": "soft_time_limit",
     "TimeLimitExceeded": "hard_time_limit",
     "WorkerLostError": "worker_lost",
+}
+
+
+class _Histogram:
+    """The names of a histogram's totals."""
+
+    def __init__(self, name: str, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.buckets = [f"{name}:{number}" for number in range(len(bounds) + 1)]
+        self.sum = f"{name}:sum"
+
+
+_WAIT = _Histogram("wait", WAIT_BUCKETS)
+_PEAK = _Histogram("peak", PEAK_BUCKETS)
+#: Of outcomes whose bodies ran to an end: only their runtime means something.
+_RUNTIMES = {
+    outcome: _Histogram(f"runtime:{outcome}", RUNTIME_BUCKETS) for outcome in ("succeeded", "failed", "retried")
 }
 
 
@@ -43,53 +59,50 @@ class Row:
     def __init__(self, task: str, queue: str) -> None:
         self.task = task
         self.queue = queue
-        self.totals: dict[str, float] = {}
+        self.totals: defaultdict[str, float] = defaultdict(int)
         #: The totals as they were sent last.
         self.sent: dict[str, float] = {}
         self.last_success_at: float | None = None
         self.last_failure_at: float | None = None
         self._classes: set[str] = set()
 
-    def add(self, key: str, amount: float = 1) -> None:
-        """Raise the total *key*."""
-        self.totals[key] = self.totals.get(key, 0) + amount
-
     def count_start(self, wait: float) -> None:
         """Count a body that started after *wait* seconds, which may be ``UNMEASURED``."""
-        self.add("started")
+        self.totals["started"] += 1
         if wait != UNMEASURED:
-            self._observe("wait", WAIT_BUCKETS, wait)
+            self._observe(_WAIT, wait)
 
     def count_end(self, run: Run) -> None:
         """Count how *run* ended and what it took."""
-        self.add(run.outcome)
+        self.totals[run.outcome] += 1
         if run.outcome == "succeeded":
             self.last_success_at = max(self.last_success_at or 0.0, run.ended_at)
         elif run.outcome == "failed":
             self._count_failure(run)
         elif run.outcome == "retried":
-            self.add(f"retry_exception:{self._class(run.exception)}")
-        if run.runtime != UNMEASURED and run.outcome in _TIMED:
-            self._observe(f"runtime:{run.outcome}", RUNTIME_BUCKETS, run.runtime)
+            self.totals[f"retry_exception:{self._class(run.exception)}"] += 1
+        runtimes = _RUNTIMES.get(run.outcome)
+        if run.runtime != UNMEASURED and runtimes is not None:
+            self._observe(runtimes, run.runtime)
         if run.cpu != UNMEASURED:
-            self.add("cpu_seconds", run.cpu)
+            self.totals["cpu_seconds"] += run.cpu
         if run.peak:
-            self._observe("peak", PEAK_BUCKETS, run.peak)
+            self._observe(_PEAK, run.peak)
         if run.growth:
-            self.add("memory_growth_bytes", run.growth)
+            self.totals["memory_growth_bytes"] += run.growth
 
     def _count_failure(self, run: Run) -> None:
         self.last_failure_at = max(self.last_failure_at or 0.0, run.ended_at)
-        self.add(f"exception:{self._class(run.exception)}")
+        self.totals[f"exception:{self._class(run.exception)}"] += 1
         termination = _TERMINATIONS.get(run.exception)
         if termination is not None:
-            self.add(termination)
+            self.totals[termination] += 1
         if run.retries:
-            self.add("retries_exhausted")
+            self.totals["retries_exhausted"] += 1
 
-    def _observe(self, name: str, bounds: Sequence[float], value: float) -> None:
-        self.add(f"{name}:{bisect_left(bounds, value)}")
-        self.add(f"{name}:sum", value)
+    def _observe(self, histogram: _Histogram, value: float) -> None:
+        self.totals[histogram.buckets[bisect_left(histogram.bounds, value)]] += 1
+        self.totals[histogram.sum] += value
 
     def _class(self, name: str) -> str:
         if name not in self._classes:
@@ -118,12 +131,12 @@ class Totals:
             row = self._rows.setdefault((task, queue), Row(task, queue))
         return row
 
-    def count_received(self, received: Received) -> None:
+    def count_received(self, task: str, queue: str, *, redelivered: bool) -> None:
         """Count a message taken from the broker."""
-        row = self.row(received.task, received.queue)
-        row.add("received")
-        if received.redelivered:
-            row.add("redelivered")
+        row = self.row(task, queue)
+        row.totals["received"] += 1
+        if redelivered:
+            row.totals["redelivered"] += 1
 
 
 def changes(row: Row, *, everything: bool) -> dict[str, list[float]]:

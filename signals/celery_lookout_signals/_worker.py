@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ._channel import Channel
 from ._gatherer import Gatherer
 from ._internals import active, children, held, kind_of, processed, spawns
 from ._measure import meter_for
+from ._messages import Messages
 from ._processes import Processes
 from ._queues import QueueNames
 from ._records import NAME_LIMIT
@@ -37,12 +39,14 @@ _FREQUENT = frozenset({"amqp", "redis"})
 class WorkerSide:
     """Everything of one worker."""
 
-    def __init__(self, controller: Any, *, interval: float, peak_memory: bool) -> None:
+    def __init__(self, controller: Any, *, interval: float, peak_memory: bool, on_runs: Callable[[Runs], None]) -> None:
         app = controller.app
         self.pid = os.getpid()
         self._peak_memory = peak_memory
+        self._on_runs = on_runs
         self._queues = QueueNames(app)
-        self.tasks = Gatherer(self._queues)
+        self._messages = Messages(self._queues)
+        self.tasks = Gatherer(self._queues, self._messages)
         self._processes = Processes()
         self._channel = Channel(app)
         self._envelope = Envelope("worker", controller.hostname)
@@ -56,8 +60,7 @@ class WorkerSide:
         self._pool: str | None = None
         self._slots: int | None = None
         self._counts = True
-        #: The runs of tasks in this process: none where there is a pool of processes.
-        self.runs: Runs | None = None
+        self._runs_here = False
 
     def announce(self) -> None:
         """Publish that we are here, before Celery takes the first task and before it forks."""
@@ -73,13 +76,14 @@ class WorkerSide:
         self._counts = kind != "prefork" or not spawns()
         self._slots = consumer.pool.num_processes
         self._processes.look(children(consumer))
-        if kind != "prefork" and self.runs is None:
+        if kind != "prefork" and not self._runs_here:
+            self._runs_here = True
             meter = meter_for(kind, slots=self._slots or 1, peak=self._peak_memory)
-            self.runs = Runs(self.tasks.memory, meter, self._queues)
+            self._on_runs(Runs(self.tasks.memory, meter, self._messages))
 
     def run_in_child(self) -> Runs:
         """Return what tells the runs of a pool process that was just forked."""
-        return Runs(self.tasks.pipe, meter_for("prefork", slots=1, peak=self._peak_memory), self._queues)
+        return Runs(self.tasks.pipe, meter_for("prefork", slots=1, peak=self._peak_memory), self._messages)
 
     def tick(self) -> None:
         """Gather what has come, and publish when it is time."""

@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from celery import signals
@@ -47,8 +47,12 @@ def _place(where: str) -> tuple[Any, str]:
     return owner, name
 
 
-def _raise_bug(*_: Any, **__: Any) -> NoReturn:
-    raise Bug("as asked for")
+def _raising(name: str) -> Callable[..., NoReturn]:
+    def raise_bug(*_: Any, **__: Any) -> NoReturn:
+        raise Bug("as asked for")
+
+    raise_bug.__name__ = name  # by which a fault is logged
+    return raise_bug
 
 
 def _kill(names: Sequence[str]) -> None:
@@ -57,13 +61,17 @@ def _kill(names: Sequence[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)  # not to be reached
 
-    # Signals are sent in the order of their connection: ours has been called before.
-    signals.task_postrun.connect(kill, weak=False)
+    def connect(**_: Any) -> None:
+        signals.task_postrun.connect(kill, weak=False)
+
+    # Signals are sent in the order of their connection: ours, of either signal, has been called before.
+    signals.worker_process_init.connect(connect, weak=False)
 
 
 def _do(wanted: Mapping[str, Any]) -> None:
     for where in wanted["broken"]:
-        setattr(*_place(where), _raise_bug)
+        owner, name = _place(where)
+        setattr(owner, name, _raising(name))
     for where, value in wanted["settings"].items():
         setattr(*_place(where), value)
     if wanted["killed_after"]:

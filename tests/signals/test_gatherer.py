@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from celery_lookout_signals import _gatherer, _guard
 from celery_lookout_signals._gatherer import FAILURES_LIMIT, FAILURES_OF_A_KIND, Gatherer
-from celery_lookout_signals._internals import key
+from celery_lookout_signals._messages import Messages
 from celery_lookout_signals._pipe import Memory
 from celery_lookout_signals._queues import QueueNames
 from celery_lookout_signals._records import ABORTED, Failure, Run
@@ -32,7 +32,7 @@ class Request:
         self.delivery_info = {"exchange": "", "routing_key": "q", "redelivered": fields.pop("redelivered", False)}
         if "published" in fields:
             fields[PUBLISHED_HEADER] = fields.pop("published")
-        self.request_dict = {"retries": retries, **fields}
+        self.request_dict = {"id": task_id, "retries": retries, "delivery_info": self.delivery_info, **fields}
         self.time_start: float | None = None
         self.acknowledged = True
 
@@ -45,11 +45,16 @@ class WorkerLostError(Exception):
     """Celery's has this name."""
 
 
+def key_of(request: Request) -> int:
+    return Messages(QueueNames(app=None)).read(request.request_dict).key
+
+
 class Worker:
     """A gatherer, and the part of Celery that it looks at."""
 
     def __init__(self) -> None:
-        self.gatherer = Gatherer(QueueNames(app=None))
+        queues = QueueNames(app=None)
+        self.gatherer = Gatherer(queues, Messages(queues))
         #: Requests that Celery takes for running.
         self.active: list[Request] = []
 
@@ -65,7 +70,7 @@ class Worker:
     def tell(self, request: Request, outcome: str = "succeeded", **fields: Any) -> None:
         """The run tells its end, of which Celery hears only later, if at all."""
         known = {"retries": request.request_dict["retries"], "redelivered": request.delivery_info["redelivered"]}
-        self.gatherer.pipe.send(Run("task", "q", outcome, key=key(request), **known, **fields))
+        self.gatherer.pipe.send(Run("task", "q", outcome, key=key_of(request), **known, **fields))
 
     def forget(self, request: Request) -> None:
         """Celery has heard of the end."""
@@ -293,8 +298,9 @@ def test_any_interleaving_counts_each_attempt_once(attempts: list[tuple[str, ...
                 worker.tell(request, ABORTED)
             elif step == "die":
                 # Celery tells this of the request that it knows under the id.
-                worker.gatherer._requests[request.id] = request
-                worker.die(request, WorkerLostError("signal 9"))
+                with patched.context() as known:
+                    known.setattr(worker.gatherer, "_request", {request.id: request}.get)
+                    worker.die(request, WorkerLostError("signal 9"))
             else:
                 worker.forget(request)
             if data.draw(st.booleans()):
@@ -324,7 +330,7 @@ def test_any_interleaving_counts_each_attempt_once(attempts: list[tuple[str, ...
 def test_losses_and_faults_of_processes_are_added_up(worker: Worker) -> None:
     for _ in range(2):
         request = worker.receive(Request())
-        worker.gatherer.pipe.send(Run("task", "q", "succeeded", key=key(request), lost_before=0, faults=2))
+        worker.gatherer.pipe.send(Run("task", "q", "succeeded", key=key_of(request), lost_before=0, faults=2))
         worker.gatherer.memory._lost = 3
         worker.gatherer.memory.send(Run("task", "q", "succeeded"))
     _guard.note(__name__, ValueError("of this process"))

@@ -129,8 +129,8 @@ def test_a_second_install_connects_nothing_twice() -> None:
 
 
 CONNECTED = {
-    "before_task_publish", "task_received", "task_prerun", "task_failure", "task_postrun", "task_revoked",
-    "task_unknown", "worker_init", "worker_process_init", "worker_shutting_down", "worker_shutdown", "beat_init",
+    "before_task_publish", "task_failure", "task_revoked", "task_unknown", "worker_init", "worker_process_init",
+    "worker_shutting_down", "worker_shutdown", "beat_init",
 }  # fmt: skip
 
 

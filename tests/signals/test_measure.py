@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +40,10 @@ class Sizes:
         assert meter._statm is not None
         os.close(meter._statm)
         meter._statm = os.open(self._file, os.O_RDONLY)
+        # With the real peak, a run that is only said to have grown would not be looked at.
+        if meter._clear_refs is not None:
+            os.close(meter._clear_refs)
+            meter._clear_refs = None
         self._meter = meter
 
     def run(self, task: str, private: int, *, shared: int = 500) -> int:
@@ -46,7 +52,7 @@ class Sizes:
         # Size, resident, shared, … in pages.
         self._file.write_text(f"99999 {pages + shared} {shared} 1 0 7 0\n")
         self._meter.begin()
-        return self._meter.end(task)[0]
+        return self._meter.end(task)[1]
 
 
 @pytest.fixture
@@ -109,7 +115,7 @@ def test_this_process_is_measured(meter: Meter) -> None:
         if kept is not None:
             kept.append(block)
         del block
-        return meter.end("task")
+        return meter.end("task")[1:]
 
     _, ground = run(1)
     if not ground:
@@ -125,6 +131,30 @@ def test_this_process_is_measured(meter: Meter) -> None:
     assert peak - ground == pytest.approx(64 * MEBIBYTE, abs=16 * MEBIBYTE)
 
 
+def test_only_a_run_that_needed_more_is_looked_at_for_growth(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(peak: int) -> int:
+        used = SimpleNamespace(ru_maxrss=peak // 1024, ru_utime=1.0, ru_stime=0.5)
+        monkeypatch.setattr(resource, "getrusage", lambda _: used)
+        reads.clear()
+        meter.begin()
+        assert meter.end("task") == (1.5, 0, peak)
+        return len(reads)
+
+    def read(descriptor: int, *_: int) -> bytes:
+        reads.append(descriptor)
+        return statm
+
+    reads: list[int] = []
+    resident, shared = 100 * MEBIBYTE, 40 * MEBIBYTE
+    page = os.sysconf("SC_PAGESIZE")
+    statm = f"99999 {resident // page} {shared // page} 1 0 7 0\n".encode()
+    monkeypatch.setattr(os, "pread", read)
+    assert run(resident) == 1  # the first
+    assert run(resident) == 0
+    assert run(resident + GROWTH_GRAIN) == 0
+    assert run(resident + GROWTH_GRAIN + page) == 1
+
+
 def test_a_kernel_that_refuses_the_reset_costs_only_the_peak(meter: Meter) -> None:
     """So does gVisor's, which has the file."""
     assert meter._clear_refs is not None
@@ -132,7 +162,7 @@ def test_a_kernel_that_refuses_the_reset_costs_only_the_peak(meter: Meter) -> No
     meter._clear_refs = os.open("/proc/self/statm", os.O_RDONLY)
     refusing = meter._clear_refs
     meter.begin()
-    assert meter.end("task") == (0, 0)
+    assert meter.end("task") == (0, 0, 0)
     # Not tried again.
     assert vars(meter)["_clear_refs"] is None
     os.close(refusing)
@@ -145,7 +175,7 @@ def test_without_proc_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(os, "open", not_there)
     meter = Meter(memory=True, peak=True, cpu_clock=None)
     meter.begin()
-    assert meter.end("task") == (0, 0)
+    assert meter.end("task") == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from celery_lookout_signals import _guard
 from celery_lookout_signals._measure import Meter
+from celery_lookout_signals._messages import Messages
 from celery_lookout_signals._queues import QueueNames
-from celery_lookout_signals._records import ABORTED, UNMEASURED, Failure, Run, run_key
+from celery_lookout_signals._records import ABORTED, UNMEASURED, Failure, Run
 from celery_lookout_signals._runs import Runs
 from celery_lookout_signals._stamp import PUBLISHED_HEADER
 
@@ -43,14 +44,15 @@ class SameMeter(Meter):
         self._seconds += 0.25
         return self._seconds
 
-    def begin(self) -> None:
+    def begin(self) -> float:
         self.begun += 1
+        return self._clock()
 
-    def end(self, task: str) -> tuple[int, int]:
+    def end(self, task: str) -> tuple[float, int, int]:
         # The high-water mark must have been set back for this run.
         self.begun -= 1
         assert self.begun == 0
-        return 4096, 8192
+        return self._clock(), 4096, 8192
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def sink() -> Sink:
 @pytest.fixture
 def runs(sink: Sink) -> Runs:
     _guard.take_faults()
-    return Runs(sink, SameMeter(), QueueNames(app=None))
+    return Runs(sink, SameMeter(), Messages(QueueNames(app=None)))
 
 
 def task(**fields: Any) -> Any:
@@ -80,7 +82,7 @@ def ended(sink: Sink, stamp: float | None = None, **unlike: Any) -> Run:
     assert 0 <= run.runtime < 1
     assert run.ended_at == pytest.approx(time.time(), abs=5)
     expected = Run(
-        "task", "q", "succeeded", key=run_key("one", stamp), wait=UNMEASURED, cpu=0.25, growth=4096, peak=8192
+        "task", "q", "succeeded", key=hash(("one", stamp)), wait=UNMEASURED, cpu=0.25, growth=4096, peak=8192
     )
     assert run._replace(runtime=UNMEASURED, ended_at=0.0) == expected._replace(**unlike)
     return run
@@ -205,8 +207,16 @@ def test_a_storm_of_failures_is_counted_and_some_of_it_told(runs: Runs, sink: Si
     assert len(sink.told) == 1000 + len(told)
 
 
+@pytest.mark.parametrize("retries", [-1, "one", None, float("nan"), 2**64])
+def test_odd_retries_from_a_header_do_not_lose_the_run(runs: Runs, sink: Sink, retries: Any) -> None:
+    one = task(retries=retries)
+    runs.begin(one, "one")
+    runs.end(one, "one", "SUCCESS", 1)
+    ended(sink, retries=0)
+
+
 def test_without_a_clock_there_is_no_cpu_time(sink: Sink) -> None:
-    runs = Runs(sink, Meter(memory=False, peak=False, cpu_clock=None), QueueNames(app=None))
+    runs = Runs(sink, Meter(memory=False, peak=False, cpu_clock=None), Messages(QueueNames(app=None)))
     one = task()
     runs.begin(one, "one")
     runs.end(one, "one", "SUCCESS", 1)

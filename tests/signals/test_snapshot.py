@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from celery_lookout_signals._records import Failure, Received
+from celery_lookout_signals._records import Failure
 from celery_lookout_signals._snapshot import ROWS_PER_MESSAGE, Envelope, parts, wire_failures
 from celery_lookout_signals._totals import ROWS_LIMIT, Totals
 
@@ -39,7 +39,7 @@ def test_messages_of_a_boot_are_numbered_and_boots_differ() -> None:
 def test_rows_are_parted_and_each_is_sent_once() -> None:
     totals = Totals()
     for number in range(ROWS_LIMIT):
-        totals.count_received(Received(f"task{number}", "q", redelivered=False))
+        totals.count_received(f"task{number}", "q", redelivered=False)
     found = list(parts(totals, everything=False))
     assert [len(part.wire()) for part in found] == [ROWS_PER_MESSAGE] * 10
     assert [row["task"] for part in found for row in part.wire()] == [f"task{number}" for number in range(ROWS_LIMIT)]

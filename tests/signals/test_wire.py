@@ -23,7 +23,7 @@ from celery_lookout.metrics import tasks as buckets
 from celery_lookout.probes.message_tail import PUBLISHED_HEADER
 from celery_lookout.state.snapshots import EXCEPTIONS, MOVES
 from celery_lookout_signals import _channel, _snapshot, _stamp, _totals
-from celery_lookout_signals._records import OUTCOMES, Failure, Received, Run
+from celery_lookout_signals._records import OUTCOMES, Failure, Run
 from celery_lookout_signals._snapshot import Envelope, parts, wire_failures
 from celery_lookout_signals._totals import Totals
 from tests.docs.write import DOCS
@@ -59,7 +59,7 @@ def every_key() -> set[str]:
         for outcome in OUTCOMES[:-1]:
             row = totals.row("task", "queue")
             row.count_start(value)
-            totals.count_received(Received("task", "queue", redelivered=True))
+            totals.count_received("task", "queue", redelivered=True)
             row.count_end(Run("task", "queue", outcome, "Boom", retries=1, runtime=value, cpu=1.0, growth=1, peak=1))
     for peak in (*_totals.PEAK_BUCKETS, 1e12):
         row.count_end(Run("task", "queue", "ignored", peak=int(peak)))
@@ -90,13 +90,13 @@ def example_totals() -> Totals:
     resize, mail = ("shop.resize", "celery"), ("shop.mail", "mail")
 
     def run(name: tuple[str, str], outcome: str, **measured: Any) -> None:
-        totals.count_received(Received(*name, redelivered=False))
+        totals.count_received(*name, redelivered=False)
         totals.row(*name).count_start(measured.pop("wait"))
         totals.row(*name).count_end(Run(*name, outcome, peak=55_472_128, **measured))
 
     for number in range(47):
         run(resize, "succeeded", runtime=0.066, wait=0.009, cpu=0.0617, ended_at=AT - 60 + number)
-    totals.count_received(Received(*resize, redelivered=False))  # it waits in the worker
+    totals.count_received(*resize, redelivered=False)  # it waits in the worker
     [part] = parts(totals, everything=False)
     part.was_taken()
     run(resize, "succeeded", runtime=0.0569, wait=0.0152, cpu=0.0519, ended_at=AT - 1.212)

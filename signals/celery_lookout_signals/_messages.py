@@ -1,0 +1,54 @@
+"""What a message says of itself. Main process and pool processes read it alike, and so know it by the same key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ._queues import QueueNames
+from ._records import UNMEASURED, whole
+from ._stamp import published, waits_from
+
+
+class Message(NamedTuple):
+    """One message that carries a task."""
+
+    #: A number for the message, the same in all processes forked from one. Not the task's id alone: a task that
+    #: replaces itself hands it on.
+    key: int
+    queue: str
+    retries: int
+    #: Whether the broker delivered it before.
+    redelivered: bool
+    #: Unix time; None if it was not stamped.
+    waits_from: float | None
+
+    def wait(self, started_at: float | None) -> float:
+        """Return the seconds until the body started at *started_at*; ``UNMEASURED`` when either end is not known."""
+        since = self.waits_from
+        return UNMEASURED if since is None or not started_at else max(started_at - since, 0.0)
+
+
+class Messages:
+    """Reads messages of one application."""
+
+    def __init__(self, queues: QueueNames) -> None:
+        self._queues = queues
+
+    def read(self, fields: Mapping[str, Any]) -> Message:
+        """
+        Return what *fields* say: those of a task's request, in either process.
+
+        Runs twice for every task, so plain cases come first. What is odd does no harm: anybody may write a header.
+        """
+        stamp = published(fields)
+        eta = fields.get("eta")
+        info = fields.get("delivery_info")
+        retries = fields.get("retries")
+        return Message(
+            hash((fields.get("id"), stamp)),
+            self._queues.name_of(info),
+            whole(retries) if retries else 0,
+            bool(isinstance(info, Mapping) and info.get("redelivered")),
+            stamp if eta is None else waits_from(stamp, eta),
+        )
