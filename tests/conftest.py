@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import pytest
 
+from tests.servers.alertmanager import Alertmanager, find_amtool
+from tests.servers.pager import Pager
 from tests.servers.process import Server, guardian
 from tests.servers.prometheus import PrometheusServer, find_promtool
 from tests.servers.rabbitmq import RabbitServer
@@ -187,3 +189,30 @@ def start_prometheus(tmp_path: Path) -> Iterator[Callable[[str], PrometheusServe
 def promtool() -> Path:
     """The promtool binary."""
     return find_promtool()
+
+
+@pytest.fixture
+def pager() -> Iterator[Pager]:
+    """Somebody who is called: a webhook for Alertmanager that keeps what it is told."""
+    with Pager() as pager:
+        yield pager
+
+
+@pytest.fixture
+def start_alertmanager(tmp_path: Path) -> Iterator[Callable[[Mapping[str, Any]], Alertmanager]]:
+    """Return a function that starts Alertmanager with a configuration: ``start_alertmanager(example(pager.url))``."""
+    servers: list[Alertmanager] = []
+
+    def start(config: Mapping[str, Any]) -> Alertmanager:
+        servers.append(Alertmanager(tmp_path / f"alertmanager{len(servers)}", config))
+        return servers[-1].start()
+
+    yield start
+    for server in servers:
+        server.discard()
+
+
+@pytest.fixture(scope="session")
+def amtool() -> Path:
+    """The amtool binary."""
+    return find_amtool()

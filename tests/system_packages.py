@@ -1,5 +1,5 @@
 """
-Install the servers that the tests need and pip cannot bring: Redis, RabbitMQ, Prometheus.
+Install the servers that the tests need and pip cannot bring: Redis, RabbitMQ, Prometheus, Alertmanager.
 
 As root on Debian and its children it does so with apt; elsewhere it prints the command that would. What is there is not
 touched, and what is installed is not started: the tests run private servers of their own. Only the standard library is
@@ -24,6 +24,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "rabbitmq-server": ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server"),
     # Brings promtool.
     "prometheus": ("promtool",),
+    # Brings amtool.
+    "prometheus-alertmanager": ("amtool",),
 }
 
 #: Debian asks this program before a package starts its service; 101 means no.
@@ -85,7 +87,7 @@ def main() -> int:
     elif shutil.which("apt-get"):
         print(f"Some tests need programs that are missing. Get them with:\n\n    sudo {command}\n")
     else:
-        names = " ".join(package.removesuffix("-server") for package in packages)
+        names = " ".join(package.removesuffix("-server").removeprefix("prometheus-") for package in packages)
         print(f"Some tests need programs that are missing. Get them with, for example:\n\n    brew install {names}\n")
     # Where everything is required there is no use in going on.
     return 1 if os.environ.get("REQUIRE_REAL") else 0
