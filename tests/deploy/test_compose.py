@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from celery_lookout.demo.run import WORKERS
+from celery_lookout.demo.run import LATENCY_SLOS, WORKERS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -57,7 +57,23 @@ def test_what_it_builds_is_a_stage_of_the_dockerfile(services: dict[str, Any]) -
 def test_the_worker_consumes_every_queue_of_the_shop(services: dict[str, Any]) -> None:
     command = services["worker"]["command"]
     consumed = command[command.index("-Q") + 1].split(",")
-    assert set(consumed) == {queue for _, queues, _ in WORKERS for queue in queues.split(",")}
+    assert set(consumed) == {queue for worker in WORKERS for queue in worker.queues.split(",")}
+
+
+def test_its_latency_slos_are_those_of_the_demo(services: dict[str, Any]) -> None:
+    given = services["lookout"]["environment"]["LOOKOUT_QUEUE_LATENCY_SLO"].split()
+    assert given == [f"{queue}={seconds}" for queue, seconds in LATENCY_SLOS.items()]
+
+
+def test_the_shop_counts_for_itself(services: dict[str, Any]) -> None:
+    """Its image has the worker package, so that -E is not needed; the sidecar's image has no use for it."""
+    demo = (ROOT / "Dockerfile").read_text().split(" AS demo\n")[1].split("\nFROM ")[0]
+    assert "./signals" in demo
+    assert "!signals" in (ROOT / ".dockerignore").read_text().splitlines()
+    assert {name for name, service in services.items() if service["image"] == "celery-lookout-shop"} == {
+        "worker", "beat", "visitors",
+    }  # fmt: skip
+    assert "-E" not in services["worker"]["command"]
 
 
 def test_nothing_is_reachable_from_outside(services: dict[str, Any]) -> None:

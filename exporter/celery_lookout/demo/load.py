@@ -33,6 +33,8 @@ class Flow:
     rush: float
     countdown: float | None = None
     expires: float | None = None
+    #: On Redis 0 comes first and 9 last.
+    priority: int | None = None
     #: Share that is revoked at once.
     revoked: float = 0.0
 
@@ -40,7 +42,8 @@ class Flow:
 #: Two image processes manage five a second: the rush leaves about a hundred behind.
 FLOWS = (
     Flow(checkout, calm=2, rush=4),
-    Flow(resize, calm=1.5, rush=9),
+    Flow(resize, calm=1, rush=7),
+    Flow(resize, calm=0.5, rush=2, priority=6),  # those of a supplier, who can wait
     Flow(expire_cart, calm=0.4, rush=0.8, countdown=20, revoked=0.5),
     Flow(monthly_report, calm=0.1, rush=0.1),
     Flow(preview_report, calm=0.2, rush=0.3, expires=4),
@@ -56,7 +59,7 @@ def tasks_due(per_second: float, seconds: float) -> int:
 def publish(flow: Flow, count: int) -> None:
     """Send *count* tasks of *flow*."""
     for _ in range(count):
-        result = flow.task.apply_async(countdown=flow.countdown, expires=flow.expires)
+        result = flow.task.apply_async(countdown=flow.countdown, expires=flow.expires, priority=flow.priority)
         if random.random() < flow.revoked:
             app.control.revoke(result.id)
 

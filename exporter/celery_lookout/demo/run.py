@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from ..errors import LookoutError, SettingsError
 from ..settings import ListenAddress
@@ -19,8 +19,31 @@ from .broker import free_port, provide_broker
 from .processes import POLL_SECONDS, Child, Children
 from .status import EMPTY, Reading, describe, is_ready, scrape
 
-#: Node name, queues and processes of each worker.
-WORKERS = (("shop", "celery,mail", 3), ("images", "images", 2), ("reports", "reports", 1))
+
+class ShopWorker(NamedTuple):
+    """One worker: node name, queues, pool processes, and after how many tasks a process is replaced."""
+
+    name: str
+    queues: str
+    processes: int
+    tasks_per_child: int | None = None
+    #: Counts for itself, with ``celery_lookout_signals``; else it is heard by its events.
+    counts: bool = True
+
+
+#: Both ways of seeing tasks side by side. The reports leak, so that their process has to be replaced often.
+WORKERS = (
+    ShopWorker("shop", "celery", 2, tasks_per_child=100),
+    ShopWorker("mail", "mail", 1, counts=False),
+    ShopWorker("images", "images", 2),
+    ShopWorker("reports", "reports", 1, tasks_per_child=10),
+)
+
+#: The longest acceptable wait by queue, in seconds. Images miss theirs in every rush.
+LATENCY_SLOS = {"images": 10, "mail": 5}
+
+#: The package that applications import.
+PACKAGE = "celery_lookout_signals"
 
 #: Seconds until the sidecar must have reached the broker; one or two on an idle machine.
 SIDECAR_START_SECONDS = 30.0
@@ -37,6 +60,7 @@ metrics   {url}/metrics
 look      curl -s {url}/metrics | grep ^celery_queue
 PromQL    sum by (task) (rate(celery_task_failed_total[1m]))
           histogram_quantile(0.95, sum by (le, queue) (rate(celery_task_queue_wait_seconds_bucket[1m])))
+          topk(1, sum by (task) (rate(celery_task_memory_growth_bytes_total[5m])))
 logs      {folder}
 stop      Ctrl-C\
 """
@@ -108,13 +132,15 @@ class Stop:
 def _run(broker_url: str | None, address: ListenAddress, children: Children, stop: Stop, seconds: float | None) -> None:
     end = None if seconds is None else time.monotonic() + seconds
     broker = provide_broker(broker_url, children)
-    print("A small web shop: a broker, three Celery workers, visitors in waves, and celery-lookout beside them.\n")
+    print("A small web shop: a broker, four Celery workers, beat, visitors in waves, and celery-lookout beside them.\n")
     print(f"broker    {broker.description}")
     if broker.remark:
         print(f"          {broker.remark}")
+    has_package = importlib.util.find_spec(PACKAGE) is not None
+    print(f"workers   {describe_workers(has_package=has_package)}")
     # By environment and not by option: a password does not belong into the list of processes.
     children.environment["CELERY_BROKER_URL"] = broker.url
-    sidecar = _start_sidecar_and_workers(address, children)
+    sidecar = _start_sidecar_and_workers(address, children, has_package=has_package)
     url = local_url(address)
     print(HINTS.format(url=url, folder=children.folder), end="\n\n", flush=True)
     # Only the task-sent event knows the queue, so the sidecar has to listen before the first task is sent.
@@ -125,13 +151,41 @@ def _run(broker_url: str | None, address: ListenAddress, children: Children, sto
     print("stopping ...", flush=True)
 
 
-def _start_sidecar_and_workers(address: ListenAddress, children: Children) -> Child:
+def describe_workers(*, has_package: bool) -> str:
+    """Say which workers count for themselves and which are heard by their events."""
+    if not has_package:
+        return (
+            f"heard by their events; {PACKAGE} is not installed here, so without memory, CPU, pool processes and beat"
+            "\n          pip install ./signals brings them"
+        )
+    counting = ", ".join(worker.name for worker in WORKERS if worker.counts)
+    heard = ", ".join(worker.name for worker in WORKERS if not worker.counts)
+    return f"{counting} count for themselves ({PACKAGE}); {heard} is heard by its events"
+
+
+def worker_options(worker: ShopWorker, *, has_package: bool) -> list[str]:
+    """Return the options of ``celery worker`` for *worker*."""
+    options = ["-P", "prefork", "-c", str(worker.processes), "-Q", worker.queues, "-n", f"{worker.name}@%h"]
+    options += ["-l", "info", "--without-mingle"]
+    if worker.tasks_per_child is not None:
+        options += ["--max-tasks-per-child", str(worker.tasks_per_child)]
+    if not (has_package and worker.counts):
+        options.append("-E")
+    return options
+
+
+def _start_sidecar_and_workers(address: ListenAddress, children: Children, *, has_package: bool) -> Child:
     serve = [sys.executable, "-m", "celery_lookout", "serve", "--web.listen-address", str(address)]
+    for queue, seconds in LATENCY_SLOS.items():
+        serve += ["--queue.latency-slo", f"{queue}={seconds}"]
     sidecar = children.start("sidecar", serve)
-    for name, queues, processes in WORKERS:
-        worker = [sys.executable, "-m", "celery", "-A", "celery_lookout.demo.tasks", "worker", "-E", "-l", "info"]
-        options = ["-P", "prefork", "-c", str(processes), "-Q", queues, "-n", f"{name}@%h", "--without-mingle"]
-        children.start(f"{name} worker", [*worker, *options])
+    celery = [sys.executable, "-m", "celery", "-A", "celery_lookout.demo.tasks"]
+    for worker in WORKERS:
+        environment = {} if worker.counts else {"CELERY_LOOKOUT_SIGNALS": "0"}
+        options = worker_options(worker, has_package=has_package)
+        children.start(f"{worker.name} worker", [*celery, "worker", *options], environment)
+    # Its schedule goes into the children's folder, where it runs.
+    children.start("beat", [*celery, "beat", "-l", "info", "--pidfile="])
     return sidecar
 
 
