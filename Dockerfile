@@ -13,9 +13,11 @@ COPY . .
 RUN /opt/builder/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist . \
     && /opt/builder/bin/pip --python /opt/celery-lookout install --no-cache-dir --no-deps --no-index dist/*.whl
 
-# Only on request (--target demo): the demo's shop, for the workers and the load of deploy/compose.yaml.
+# Only on request (--target demo): the demo's shop, for the workers, beat and the load of deploy/compose.yaml.
 FROM build AS demo
-RUN /opt/builder/bin/pip --python /opt/celery-lookout install --no-cache-dir --require-hashes -r requirements/demo.txt
+RUN /opt/builder/bin/pip --python /opt/celery-lookout install --no-cache-dir --require-hashes -r requirements/demo.txt \
+    && /opt/builder/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist-signals ./signals \
+    && /opt/builder/bin/pip --python /opt/celery-lookout install --no-cache-dir --no-deps --no-index dist-signals/*.whl
 ENV PATH="/opt/celery-lookout/bin:${PATH}"
 USER 65532:65532
 
