@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -59,6 +60,14 @@ def _click_option(option: Option) -> Callable[[Callable[..., None]], Callable[..
     )  # fmt: skip
 
 
+def _list_thresholds(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from .assets.thresholds import table
+
+        click.echo(table())
+        context.exit()
+
+
 def _leave(code: int) -> None:
     """Exit at once: a poll may still wait for a hung broker in its thread, and holds nothing worth waiting for."""
     sys.stdout.flush()
@@ -86,6 +95,52 @@ def doctor(seconds: float, **given: Any) -> None:
     from .doctor import examine
 
     _leave(examine(Settings.read(given), seconds, click.echo))
+
+
+@command.command()
+@click.option("--out", required=True, metavar="DIR", help="Folder to write to; what has the same name is replaced.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["plain", "operator", "configmap"]),
+    default="plain",
+    show_default=True,
+    help="Files for Prometheus and Grafana, a PrometheusRule and ConfigMaps, or ConfigMaps only.",
+)
+@click.option(
+    "--selector", default='job=~".*celery.*"', show_default=True, help="Label matchers that find the sidecar."
+)
+@click.option(
+    "--sharded", is_flag=True, help="The sidecars share brokers among them, instead of all watching the same."
+)
+@click.option("--latency-slo", type=float, metavar="SECONDS", help="SLO of queues to which the sidecar gives none.")
+@click.option(
+    "--threshold",
+    "thresholds",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A number in the rules; may be repeated. --thresholds lists them.",
+)
+@click.option("--runbook-url", default="runbooks", show_default=True, help="Where alerts/runbooks can be read.")
+@click.option("--grafana-url", default="http://localhost:3000", show_default=True, help="Where the dashboards are.")
+@click.option("--sentry-url", default="", help="Page of the project in Sentry; alerts about tasks then link to issues.")
+@click.option("--namespace", default="", help="Of the objects for Kubernetes.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Of those objects; may be repeated.")
+@click.option(
+    "--thresholds",
+    "_listed",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_thresholds,
+    help="List the thresholds with their values and exit.",
+)
+def assets(out: str, form: str, **given: Any) -> None:
+    """Write alert rules, runbooks and dashboards."""
+    from .assets.write import read_options, write_assets
+
+    written = write_assets(Path(out), form, *read_options(given))
+    click.echo(f"{len(written)} files in {out}")
 
 
 @command.command()

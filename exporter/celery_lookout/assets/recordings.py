@@ -67,7 +67,11 @@ def _depth(promql: Promql) -> Iterator[Recording]:
     age = promql.series("celery_queue_oldest_task_age_seconds")
     yield Recording("queue:celery_queue_oldest_task_age:max", by(QUEUE, age, "max"))
     slo = promql.series("celery_queue_latency_slo_seconds")
-    yield Recording("queue:celery_queue_latency_slo:seconds", by(QUEUE, slo, "max"))
+    known = by(QUEUE, slo, "max")
+    if promql.options.latency_slo is not None:
+        seconds = promql.options.latency_slo * promql.options.scale
+        known += f" or queue:celery_queue_backlog:sum * 0 + {seconds:g}"
+    yield Recording("queue:celery_queue_latency_slo:seconds", known)
     for window in ("5m", "15m"):
         yield Recording(f"queue:celery_task_starts:rate{window}", by(QUEUE, f"task:celery_task_starts:rate{window}"))
     yield Recording(

@@ -36,6 +36,8 @@ class RuleOptions:
     #: The sidecars share the work instead of all doing it.
     sharded: bool = False
     thresholds: Thresholds = field(default_factory=Thresholds)
+    #: Seconds; of queues to which the sidecar gives none.
+    latency_slo: float | None = None
     runbook_url: str = "runbooks"
     grafana_url: str = "http://localhost:3000"
     #: Of Sentry's project page; alerts about a task then link to its issues.

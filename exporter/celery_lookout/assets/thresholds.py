@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
@@ -80,19 +81,39 @@ class Thresholds:
     sentry_min: float = _number(5, "Sentry events that fail, in ten minutes")
     restarts: float = _number(3, "restarts of the sidecar in half an hour")
 
+    @classmethod
+    def read(cls, settings: Sequence[str]) -> Thresholds:
+        """Return the defaults with *settings*, each ``NAME=VALUE``, instead. Raises SettingsError for what is none."""
+        return cls().changed(dict(_setting(text) for text in settings))
+
     def scaled(self, scale: float) -> Thresholds:
         """Return these with every time multiplied by *scale*."""
         times = [one.name for one in fields(self) if "seconds" in one.metadata]
         return replace(self, **{name: getattr(self, name) * scale for name in times})
 
-    def changed(self, settings: dict[str, float]) -> Thresholds:
+    def changed(self, settings: Mapping[str, float]) -> Thresholds:
         """Return these with *settings* instead. Raises SettingsError for a name that is none or a number below 0."""
         known = {one.name for one in fields(self)}
         for name, value in settings.items():
             if name not in known:
-                raise SettingsError(
-                    f"--threshold {name}: there is no such threshold; there are {', '.join(sorted(known))}"
-                )
+                raise SettingsError(f"--threshold {name!r}: there is no such threshold; --thresholds lists them")
             if not 0 <= value < float("inf"):
                 raise SettingsError(f"--threshold {name}={value:g}: give a number from 0 up")
+            if name.endswith("_objective") and value >= 1:
+                raise SettingsError(f"--threshold {name}={value:g}: no budget is left; give a number below 1")
         return replace(self, **settings)
+
+
+def table() -> str:
+    """Return a line for each threshold: its name, its value, what it is."""
+    rows = [(one.name, f"{one.default:g}", one.metadata["help"]) for one in fields(Thresholds)]
+    return "\n".join(f"{name:30}{value:>8}  {text}" for name, value, text in rows)
+
+
+def _setting(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        what = "is no number" if equals else "is not NAME=VALUE"
+        raise SettingsError(f"--threshold {text!r} {what}: write for example failure_ratio=0.1") from None

@@ -1,0 +1,158 @@
+"""``celery-lookout assets``: rules, runbooks and dashboards as files, for Prometheus itself or for Kubernetes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Final
+
+from celery_lookout.assets.rules import RuleOptions, rule_file
+from celery_lookout.assets.text import to_yaml
+from celery_lookout.assets.thresholds import Thresholds
+from celery_lookout.errors import SettingsError
+
+#: One or more label matchers, as between the braces of a PromQL selector.
+_SELECTOR: Final = re.compile(r'\s*[a-zA-Z_]\w*\s*(=|!=|=~|!~)\s*"([^"\\]|\\.)*"\s*(,\s*(?=\S)|$)')
+#: A name or a label's value in Kubernetes.
+_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
+
+#: A file's path below the folder, and its text.
+File = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class KubernetesOptions:
+    """What the objects are called and found by."""
+
+    namespace: str = ""
+    #: By which an operator's ``ruleSelector`` finds the rules.
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def metadata(self, name: str, **labels: str) -> dict[str, Any]:
+        """Return the metadata of an object."""
+        found: dict[str, Any] = {"name": name}
+        if self.namespace:
+            found["namespace"] = self.namespace
+        found["labels"] = {"app.kubernetes.io/name": "celery-lookout", **self.labels, **labels}
+        return found
+
+
+def checked_selector(text: str) -> str:
+    """Return a selector's matchers. Raises SettingsError if they are none."""
+    at = 0
+    while at < len(text):
+        found = _SELECTOR.match(text, at)
+        if found is None:
+            break
+        at = found.end()
+    if not text or at < len(text):
+        raise SettingsError(f'--selector {text!r} is no list of label matchers: write for example job="celery-lookout"')
+    return text
+
+
+def checked_name(option: str, text: str) -> str:
+    """Return a name for Kubernetes. Raises SettingsError if it is none."""
+    if not _NAME.fullmatch(text):
+        raise SettingsError(f"{option} {text!r} is no name for Kubernetes: use small letters, digits, - and .")
+    return text
+
+
+def read_options(given: Mapping[str, Any]) -> tuple[RuleOptions, KubernetesOptions]:
+    """Return what the command line says. Raises SettingsError for what is wrong in it."""
+    slo = given["latency_slo"]
+    if slo is not None and not 0 < slo < float("inf"):
+        raise SettingsError(f"--latency-slo {slo:g} is no length of time: give seconds above 0")
+    labels = {}
+    for text in given["labels"]:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise SettingsError(f"--label {text!r} is not NAME=VALUE: write for example release=prometheus")
+        labels[name] = value
+    rules = RuleOptions(
+        selector=checked_selector(given["selector"]),
+        sharded=given["sharded"],
+        thresholds=Thresholds.read(given["thresholds"]),
+        latency_slo=slo,
+        runbook_url=given["runbook_url"],
+        grafana_url=given["grafana_url"],
+        sentry_url=given["sentry_url"],
+    )
+    namespace = given["namespace"]
+    return rules, KubernetesOptions(namespace and checked_name("--namespace", namespace), labels)
+
+
+def write_assets(folder: Path, form: str, options: RuleOptions, kubernetes: KubernetesOptions) -> list[Path]:
+    """Write the assets in a *form* of :data:`FORMS` and return the files. Raises SettingsError if that fails."""
+    written = []
+    for name, text in FORMS[form](options, kubernetes):
+        path = folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        except OSError as error:
+            raise SettingsError(f"--out {folder}: cannot write {path}: {error.strerror}") from error
+        written.append(path)
+    return written
+
+
+def _plain(options: RuleOptions, _: KubernetesOptions) -> Iterator[File]:
+    yield "rules.yml", to_yaml(rule_file(options))
+    yield "alertmanager.example.yml", (_source("alerts") / "alertmanager.example.yml").read_text()
+    yield from _texts("alerts/runbooks", ".md", "runbooks")
+    yield from _texts("dashboards", ".json", "dashboards")
+
+
+def _operator(options: RuleOptions, kubernetes: KubernetesOptions) -> Iterator[File]:
+    rules = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": kubernetes.metadata("celery-lookout"),
+        "spec": rule_file(options),
+    }
+    yield "prometheus-rule.yaml", to_yaml(rules)
+    yield from _dashboard_maps(kubernetes)
+    yield from _texts("alerts/runbooks", ".md", "runbooks")
+
+
+def _config_maps(options: RuleOptions, kubernetes: KubernetesOptions) -> Iterator[File]:
+    rules = _config_map(kubernetes.metadata("celery-lookout-rules"), {"rules.yml": to_yaml(rule_file(options))})
+    yield "rules-configmap.yaml", to_yaml(rules)
+    yield from _dashboard_maps(kubernetes)
+    yield from _texts("alerts/runbooks", ".md", "runbooks")
+
+
+FORMS: Final[dict[str, Callable[[RuleOptions, KubernetesOptions], Iterator[File]]]] = {
+    "plain": _plain,
+    "operator": _operator,
+    "configmap": _config_maps,
+}
+
+
+def _dashboard_maps(kubernetes: KubernetesOptions) -> Iterator[File]:
+    """Yield one ConfigMap for each dashboard, with the label that Grafana's sidecar looks for."""
+    for name, text in _texts("dashboards", ".json", "dashboards"):
+        uid = json.loads(text)["uid"]
+        file = Path(name).name
+        one = _config_map(kubernetes.metadata(f"celery-lookout-{uid}", grafana_dashboard="1"), {file: text})
+        yield f"dashboards/{uid}-configmap.yaml", to_yaml(one)
+
+
+def _config_map(metadata: dict[str, Any], data: dict[str, str]) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def _texts(folder: str, suffix: str, target: str) -> Iterator[File]:
+    for file in sorted(_source(folder).iterdir(), key=lambda one: one.name):
+        if file.name.endswith(suffix):
+            yield f"{target}/{file.name}", file.read_text()
+
+
+def _source(folder: str) -> Traversable:
+    """Return a folder of the project: in the wheel it is beside this file, in a checkout at its root."""
+    installed = resources.files("celery_lookout.assets") / "files" / folder
+    return installed if installed.is_dir() else Path(__file__).parents[3] / folder
