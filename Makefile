@@ -35,8 +35,9 @@ format: .venv  ## rewrite the code as the formatter wants it
 check: lint  ## lint, and a second opinion on the types
 	$(BIN)/pyright
 
-docs: .venv  ## write the pages that come from the code: metrics, configuration, golden texts
+docs: .venv  ## write what comes from the code: metrics, configuration, dashboards, golden texts
 	$(BIN)/python -m tests.docs.write
+	$(BIN)/python -m dashboards.generate
 	$(BIN)/python -m tests.golden.write
 
 bench: .venv  ## what the sidecar costs, on this machine: make bench ARGS="ingest --broker redis"
