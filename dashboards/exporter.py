@@ -348,7 +348,7 @@ def _builds() -> Panel:
         "What runs: version, how long already, and how many samples a scrape brings.",
         Column("Sidecar", label="instance"),
         Column("Version", label="version"),
-        Column("Info", expr=P.gauge("celery_exporter_build_info", "version"), width=1),
+        Column("Info", expr=P.gauge("celery_exporter_build_info", "version"), hidden=True),
         Column(
             "Scraped",
             expr=P.gauge("up", how="min"),

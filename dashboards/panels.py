@@ -54,7 +54,8 @@ class Column(NamedTuple):
     steps: Sequence[tuple[float | None, str]] = ()
     texts: dict[str, tuple[str, str]] | None = None
     decimals: int | None = None
-    width: int | None = None
+    #: Not shown: asked only for the labels that it has.
+    hidden: bool = False
 
 
 def to_dashboard(uid: str, *variables: str, **values: str) -> str:
@@ -245,7 +246,7 @@ def table_panel(
         dashboard.DataTransformerConfig(
             id_val="organize",
             options={
-                "excludeByName": {"Time": True},
+                "excludeByName": {"Time": True, **{fields[column.name]: True for column in columns if column.hidden}},
                 "indexByName": {field: index for index, field in enumerate(fields.values())},
                 "renameByName": {field: name for name, field in fields.items()},
             },
@@ -308,8 +309,6 @@ def _column_properties(column: Column) -> Iterable[dashboard.DynamicConfigValue]
         yield _property("unit", column.unit)
     if column.decimals is not None:
         yield _property("decimals", column.decimals)
-    if column.width is not None:
-        yield _property("custom.width", column.width)
     if column.steps:
         steps = [{"value": value, "color": color} for value, color in column.steps]
         yield _property("thresholds", {"mode": "absolute", "steps": steps})

@@ -105,9 +105,9 @@ def _now() -> list[Panel]:
         stat_panel(
             108,
             "Workers",
-            "Living workers that consume the queue. None, and it only grows.",
+            "Living workers that consume the queue; of several queues, the fewest. Without any it only grows.",
             "short",
-            Target(P.gauge("celery_queue_workers", how="max"), "workers"),
+            Target(P.gauge("celery_queue_workers", how="min"), "workers"),
             steps=((None, RED), (1, GREEN)),
             none="not known",
             link=Link("Workers", to_dashboard("celery-worker")),
@@ -221,6 +221,7 @@ def _consumers() -> list[Panel]:
             Target(P.gauge("celery_queue_workers", "queue", how="max"), "{{queue}} workers"),
             Target(slots, "{{queue}} slots"),
             Target(P.gauge("celery_queue_consumers", "queue", how="max"), "{{queue}} consumers"),
+            width=8,
         ),
         time_panel(
             502,
@@ -232,6 +233,19 @@ def _consumers() -> list[Panel]:
                 Target(P.rate(f"celery_task_{name}_total", "queue"), f"{{{{queue}}}} {name}")
                 for name in ("redelivered", "rejected", "revoked", "lost")
             ),
+            width=8,
+        ),
+        time_panel(
+            503,
+            "Longest held, on Redis",
+            "How long the longest-held message has been unacknowledged, all queues together. Dashed: the visibility "
+            "timeout, after which it is delivered again and its task may run twice.",
+            "s",
+            Target(P.gauge("celery_broker_oldest_unacked_age_seconds", how="max"), "oldest"),
+            Target(P.gauge("celery_broker_visibility_timeout_seconds", how="max"), "visibility timeout"),
+            dashed="/timeout/",
+            width=8,
+            none="not Redis",
         ),
     ]
 

@@ -133,7 +133,7 @@ def _workers() -> Panel:
         Column("Broker", label="broker"),
         Column("Celery", label="version"),
         Column("Pool", label="pool"),
-        Column("Info", expr=P.gauge("celery_worker_info", *_BY, "version", "pool", how="max"), width=1),
+        Column("Info", expr=P.gauge("celery_worker_info", *_BY, "version", "pool", how="max"), hidden=True),
         Column(
             "Up",
             expr=P.gauge("celery_worker_up", *_BY, how="max"),
@@ -276,9 +276,10 @@ def _processes() -> list[Panel]:
             405,
             "Pool processes that ended",
             "Per second: recycled (as the worker's settings want it), killed by a signal, or exited by themselves. "
-            f"{_PACKAGE}",
+            f"And processes of the cgroup that were killed for want of memory, where it tells. {_PACKAGE}",
             "ops",
             Target(exits, "{{worker}} {{reason}}"),
+            Target(P.rate("celery_worker_oom_kills_total", "worker"), "{{worker}} out of memory"),
             none="not measured",
             width=8,
         ),
