@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from celery_lookout.assets.rules import QUEUE, Alert, Promql, by, on
+from celery_lookout.assets.rules import QUEUE, Alert, Promql, by, last_known, on
 from celery_lookout.assets.thresholds import Thresholds
 
 _BACKLOG = "queue:celery_queue_backlog:sum"
@@ -33,7 +33,6 @@ def alerts(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
         dashboard="celery-queue",
         labels=("job", "queue"),
     )
-    yield from _burn(promql, thresholds)
     yield from _growing(thresholds)
     yield Alert(
         name="CeleryQueueNotDraining",
@@ -80,7 +79,7 @@ def _query_slo() -> str:
     return f"{{{{ with {query} | query }}}}{{{{ . | first | value | humanizeDuration }}}}{{{{ end }}}}"
 
 
-def _burn(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
+def burns(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
     """Yield the alerts about starts that come later than the SLO, by how fast they use up what the objective allows."""
     budget = 1 - thresholds.latency_objective
     started = promql.increase(QUEUE, "celery_queue_slo_eligible_total", "1h")
@@ -176,8 +175,11 @@ def _not_draining(promql: Promql) -> str:
     return (
         f"{_BACKLOG} > 0\n"
         f"and {on(QUEUE)} min_over_time({_BACKLOG}[15m]) > 0\n"
-        f"and {on(QUEUE)} {_STARTS} == 0\n"
-        f"and {on(QUEUE)} queue:celery_task_completions:rate15m == 0\n"
+        # A queue that has only just been found may have been worked on before.
+        f"and {on(QUEUE)} {last_known(_BACKLOG, '15m')} > 0\n"
+        # Not "== 0": where no task has ever run there are no rates.
+        f"unless {on(QUEUE)} {_STARTS} > 0\n"
+        f"unless {on(QUEUE)} queue:celery_task_completions:rate15m > 0\n"
         # All slots may be taken by tasks that always run this long.
         f"unless {on(QUEUE)} ({oldest} > 0 and {on(QUEUE)} {oldest} < {on(QUEUE)} {usual})"
     )

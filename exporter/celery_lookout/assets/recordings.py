@@ -18,7 +18,9 @@ CATCH_UP_SECONDS = 300.0
 def tasks(promql: Promql) -> Iterator[Recording]:
     """Yield what is known of each task."""
     for window in ("5m", "15m"):
-        yield Recording(f"task:celery_task_starts:rate{window}", promql.rate(TASK, "celery_task_started_total", window))
+        yield Recording(
+            f"task:celery_task_starts:rate{window}", promql.speed(TASK, "celery_task_started_total", window)
+        )
     for outcome in ("failed", "succeeded", "retried", "started"):
         yield Recording(
             f"task:celery_task_{outcome}:increase10m",
@@ -42,7 +44,7 @@ def tasks(promql: Promql) -> Iterator[Recording]:
         + promql.merge(TASK, f"increase({promql.series('celery_task_started_total')}[1d])")
         + " > 0)",
     )
-    buckets = promql.merge((*TASK, "le"), f"rate({promql.series('celery_task_runtime_seconds_bucket')}[1d])")
+    buckets = promql.rate(("outcome", *TASK, "le"), "celery_task_runtime_seconds_bucket", "1d")
     yield Recording("task:celery_task_runtime:p99_1d", f"histogram_quantile(0.99, {by((*TASK, 'le'), buckets)})")
 
 
@@ -50,6 +52,10 @@ def queues(promql: Promql) -> Iterator[Recording]:
     """Yield what is known of each queue."""
     yield from _depth(promql)
     yield from _scaling(promql)
+
+
+def budgets(promql: Promql) -> Iterator[Recording]:
+    """Yield what of each queue's budgets is used up, over several windows."""
     for window in WINDOWS:
         failed = by(QUEUE, promql.rate(TASK, "celery_task_failed_total", window))
         succeeded = by(QUEUE, promql.rate(TASK, "celery_task_succeeded_total", window))
@@ -73,14 +79,21 @@ def _depth(promql: Promql) -> Iterator[Recording]:
         known += f" or queue:celery_queue_backlog:sum * 0 + {seconds:g}"
     yield Recording("queue:celery_queue_latency_slo:seconds", known)
     for window in ("5m", "15m"):
-        yield Recording(f"queue:celery_task_starts:rate{window}", by(QUEUE, f"task:celery_task_starts:rate{window}"))
-    yield Recording(
-        "queue:celery_task_completions:rate15m",
-        " + ".join(
-            by(QUEUE, promql.rate(TASK, f"celery_task_{outcome}_total", "15m"))
-            for outcome in ("succeeded", "failed", "retried")
-        ),
-    )
+        ends = f"queue:celery_task_completions:rate{window}"
+        yield Recording(ends, _completions(promql, window))
+        # What ended has started, where starts are not told.
+        yield Recording(
+            f"queue:celery_task_starts:rate{window}", f"{by(QUEUE, f'task:celery_task_starts:rate{window}')} or {ends}"
+        )
+
+
+def _completions(promql: Promql, window: str) -> str:
+    """Return how many attempts end per second. One outcome without a series does not hide the others."""
+    total = ""
+    for outcome in ("succeeded", "failed", "retried"):
+        rate = by(QUEUE, promql.speed(TASK, f"celery_task_{outcome}_total", window))
+        total = f"({total} + {rate} or {total} or {rate})" if total else rate
+    return total
 
 
 def _scaling(promql: Promql) -> Iterator[Recording]:
@@ -114,10 +127,14 @@ def _scaling(promql: Promql) -> Iterator[Recording]:
     catch_up = (
         f"{backlog} / {on(QUEUE)} (queue:celery_queue_latency_slo:seconds or {backlog} * 0 + {CATCH_UP_SECONDS:g})"
     )
-    yield Recording(
-        "queue:celery_queue_slots_needed:count",
+    coming = (
         f"(queue:celery_task_arrivals:rate5m + {on(QUEUE)} {catch_up})"
-        f" * {on(QUEUE)} queue:celery_task_runtime:mean / {UTILISATION:g}",
+        f" * {on(QUEUE)} queue:celery_task_runtime:mean / {UTILISATION:g}"
+    )
+    # What runs needs its slot until it ends, though nothing else may come.
+    running = by(QUEUE, promql.merge(TASK, promql.series("celery_task_running")))
+    yield Recording(
+        "queue:celery_queue_slots_needed:count", f"({coming} > {on(QUEUE)} {running}) or {running} or {coming}"
     )
     slots = by(QUEUE, promql.series("celery_queue_slots"), "max")
     workers = by(QUEUE, promql.series("celery_queue_workers"), "max")

@@ -8,7 +8,9 @@ is of different tasks is added up. Sidecars that share the work (``sharded``) ar
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, Literal
 
 from celery_lookout.assets.thresholds import Thresholds
@@ -25,6 +27,9 @@ WORKER: Final = (*BROKER, "worker")
 #: A range, the step of a subquery, or an offset.
 _DURATION: Final = re.compile(r"(?<=[\[:])\d+[smhd](?=[\]:])|(?<=offset )\d+[smhd]")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+#: How long Prometheus or the sidecar may be away without what was there before being taken for new, or forgotten.
+_GAP: Final = "1h"
 
 
 @dataclass(frozen=True)
@@ -93,15 +98,27 @@ class Promql:
         """Return by how much a counter rises per second, for all sidecars together."""
         return self.merge(labels, f"rate({self.series(metric, matchers)}[{window}])")
 
+    def speed(self, labels: tuple[str, ...], metric: str, window: str) -> str:
+        """
+        Return what ``rate`` does, but for a series that is younger than *window*: by how much it rises since it exists.
+
+        ``rate`` takes the time before for a standstill: a quarter of an hour long, a sidecar in a new place would show
+        workers that hardly work, and page somebody for the wait that this would mean.
+        """
+        series = self.series(metric)
+        young = f"deriv({series}[{window}]) > 0 unless {series} offset {window}"
+        return self.merge(labels, f"({young}) or rate({series}[{window}])")
+
     def increase(self, labels: tuple[str, ...], metric: str, window: str, matchers: str = "") -> str:
         """
         Return by how much a counter rose, for all sidecars together.
 
-        A series that no sidecar had at the beginning of the window rose by what it shows: ``increase`` alone starts at
-        its first sample, and misses what made it appear. The order matters, for of two values ``or`` takes the first.
+        A series that no sidecar had at the beginning of the window, nor in the hour before, rose by what it shows:
+        ``increase`` alone starts at its first sample, and misses what made it appear. The order matters, for of two
+        values ``or`` takes the first.
         """
         now = self.merge(labels, self.series(metric, matchers))
-        before = self.merge(labels, f"{self.series(metric, matchers)} offset {window}")
+        before = self.merge(labels, last_known(self.series(metric, matchers), window))
         return (
             f"({now} unless {before}) or {self.merge(labels, f'increase({self.series(metric, matchers)}[{window}])')}"
         )
@@ -117,6 +134,11 @@ def on(labels: tuple[str, ...]) -> str:
     return f"on ({', '.join(labels)})"
 
 
+def last_known(series: str, age: str) -> str:
+    """Return what *series* was *age* ago; where nothing was recorded then, the last of the hour before."""
+    return f"last_over_time({series}[{_GAP}] offset {age})"
+
+
 def rule_file(options: RuleOptions | None = None) -> dict[str, Any]:
     """Return the rule file as Prometheus reads it, for ``yaml.safe_dump``."""
     from celery_lookout.assets import exporter_alerts, queue_alerts, recordings, task_alerts, worker_alerts
@@ -124,18 +146,33 @@ def rule_file(options: RuleOptions | None = None) -> dict[str, Any]:
     options = options or RuleOptions()
     promql = Promql(options)
     thresholds = options.thresholds.scaled(options.scale)
-    groups: dict[str, list[dict[str, Any]]] = {
-        f"celery.{name}": [{"record": one.record, "expr": _scaled(one.expr, options.scale)} for one in recorded(promql)]
-        for name, recorded in (("tasks", recordings.tasks), ("queues", recordings.queues))
+    # A group is read from top to bottom and no group waits for another: what an alert looks at is above it, in its own.
+    groups: tuple[tuple[str, Iterable[Recording], Iterable[Alert]], ...] = (
+        (
+            "queues-and-tasks",
+            chain(recordings.tasks(promql), recordings.queues(promql)),
+            chain(queue_alerts.alerts(promql, thresholds), task_alerts.alerts(promql, thresholds)),
+        ),
+        (
+            "budgets",
+            recordings.budgets(promql),
+            chain(queue_alerts.burns(promql, thresholds), task_alerts.burns(promql, thresholds)),
+        ),
+        ("workers", (), worker_alerts.alerts(promql, thresholds)),
+        ("exporter", (), exporter_alerts.alerts(promql, thresholds)),
+    )
+    return {
+        "groups": [
+            {
+                "name": f"celery.{name}",
+                "rules": [
+                    *({"record": one.record, "expr": _scaled(one.expr, options.scale)} for one in recorded),
+                    *(_alert(one, options) for one in alerts),
+                ],
+            }
+            for name, recorded, alerts in groups
+        ]
     }
-    for name, alerts in (
-        ("queue-alerts", queue_alerts.alerts),
-        ("task-alerts", task_alerts.alerts),
-        ("worker-alerts", worker_alerts.alerts),
-        ("exporter-alerts", exporter_alerts.alerts),
-    ):
-        groups[f"celery.{name}"] = [_alert(one, options) for one in alerts(promql, thresholds)]
-    return {"groups": [{"name": name, "rules": rules} for name, rules in groups.items()]}
 
 
 def _alert(alert: Alert, options: RuleOptions) -> dict[str, Any]:

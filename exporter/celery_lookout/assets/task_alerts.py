@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from celery_lookout.assets.queue_alerts import burning
-from celery_lookout.assets.rules import QUEUE, TASK, Alert, Promql, by, on
+from celery_lookout.assets.rules import QUEUE, TASK, Alert, Promql, by, last_known, on
 from celery_lookout.assets.thresholds import Thresholds
 
 _FAILED = "task:celery_task_failed:increase10m"
@@ -34,7 +34,6 @@ def alerts(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
         dashboard="celery-task",
         labels=_LABELS,
     )
-    yield from _burn(promql, thresholds)
     failed = promql.increase(TASK, "celery_task_failed_total", "1h")
     succeeded = promql.increase(TASK, "celery_task_succeeded_total", "1h")
     yield Alert(
@@ -52,9 +51,9 @@ def alerts(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
     yield Alert(
         name="CeleryTaskRetryStorm",
         expr=f"{_RETRIED} >= {thresholds.retry_min:g}\n"
-        f"and {on(TASK)} {_RETRIED} > {on(TASK)} {thresholds.retry_ratio:g} * {_STARTED}\n"
+        f"unless {on(TASK)} {_RETRIED} <= {on(TASK)} {thresholds.retry_ratio:g} * {_STARTED}\n"
         f"unless {on(TASK)} {_RETRIED} / {on(TASK)} ({_STARTED} > 0)"
-        f" <= {on(TASK)} {thresholds.retry_known_ratio:g} * (task:celery_task_retries:ratio1d offset 15m)",
+        f" <= {on(TASK)} {thresholds.retry_known_ratio:g} * {last_known('task:celery_task_retries:ratio1d', '15m')}",
         wait="5m",
         severity="warning",
         kind="cause",
@@ -69,7 +68,7 @@ def alerts(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
 
 
 def _spike(thresholds: Thresholds) -> str:
-    known = f"{thresholds.failure_known_ratio:g} * (task:celery_task_failures:ratio1d offset 15m)"
+    known = f"{thresholds.failure_known_ratio:g} * {last_known('task:celery_task_failures:ratio1d', '15m')}"
     return (
         f"{_RATIO} > {thresholds.failure_ratio:g}\n"
         f"and {on(TASK)} {_FAILED} >= {thresholds.failure_min:g}\n"
@@ -80,7 +79,7 @@ def _spike(thresholds: Thresholds) -> str:
     )
 
 
-def _burn(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
+def burns(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
     """Yield the alerts about failures in a queue, by how fast they use up what the objective allows."""
     budget = 1 - thresholds.error_objective
 
@@ -98,9 +97,9 @@ def _burn(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
         f" and {on(QUEUE)} {enough('1h')})\n"
         f"or ({burning(_ERRORS, '6h', '30m', thresholds.burn_6h * budget)}"
         f" and {on(QUEUE)} {enough('6h')}))\n"
-        # What was as bad a day long is a ticket, and there is one.
+        # What was as bad in the day before this hour is a ticket, and there is one.
         f"unless {on(QUEUE)} {_ERRORS}:ratio1h"
-        f" <= {on(QUEUE)} {thresholds.burn_known_ratio:g} * ({_ERRORS}:ratio1d offset 2h)",
+        f" <= {on(QUEUE)} {thresholds.burn_known_ratio:g} * {last_known(f'{_ERRORS}:ratio1d', '1h')}",
         wait="2m",
         keep="15m",
         severity="critical",
@@ -128,9 +127,9 @@ def _burn(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
 
 def _stuck(promql: Promql, thresholds: Thresholds) -> Alert:
     oldest = by(TASK, promql.series("celery_task_oldest_running_seconds"), "max")
-    runs = by(
-        TASK, promql.merge(("outcome", *TASK), f"increase({promql.series('celery_task_runtime_seconds_count')}[1d])")
-    )
+    # Of the histogram that the percentile is made of.
+    buckets = promql.series("celery_task_runtime_seconds_bucket", 'le="+Inf"')
+    runs = by(TASK, promql.merge(("outcome", *TASK), f"increase({buckets}[1d])"))
     return Alert(
         name="CeleryTaskStuck",
         expr=f"{oldest} > {thresholds.stuck_age:g}\n"
@@ -185,7 +184,7 @@ def _terminations(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
     yield Alert(
         name="CeleryTaskSoftTimeLimits",
         expr=f"{soft} >= {thresholds.soft_limits_min:g}\n"
-        f"and {on(TASK)} ({soft}) > {on(TASK)} {thresholds.soft_limits_ratio:g} * ({starts})",
+        f"unless {on(TASK)} ({soft}) <= {on(TASK)} {thresholds.soft_limits_ratio:g} * ({starts})",
         wait="10m",
         severity="info",
         kind="cause",
