@@ -180,6 +180,8 @@ def _cleaned(raw: dict[str, Any]) -> dict[str, Any]:
     for link in raw["links"]:
         link.pop("placement", None)
     for panel in raw["panels"]:
+        if "repeat" not in panel:
+            panel.pop("repeatDirection", None)
         defaults = panel.get("fieldConfig", {}).get("defaults", {})
         if "links" in defaults:
             defaults["links"] = [{key: link[key] for key in _LINK_KEYS} for link in defaults["links"]]
