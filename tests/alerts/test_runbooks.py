@@ -209,6 +209,13 @@ def test_no_machine_shows_through(file: Path) -> None:
     assert re.findall(r"/work/|/root\b|/home/\w", file.read_text("utf-8")) == []
 
 
+def test_alerts_named_in_pages_exist() -> None:
+    names = {alert["name"] for alert in alerts()}
+    for file in [*FILES, *(ROOT / "docs").glob("*.md")]:
+        named = set(re.findall(r"`(Celery[A-Z]\w+)`", file.read_text("utf-8")))
+        assert named - names == set(), file.name
+
+
 def test_the_index_is_complete() -> None:
     rows = re.findall(r"^\| \[(\w+)\]\((\w+)\.md\) \| ([a-z, ]+) \| \S.* \|$", INDEX.read_text("utf-8"), re.MULTILINE)
     assert all(name == target for name, target, _ in rows)
