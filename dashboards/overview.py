@@ -71,7 +71,7 @@ def _now() -> list[Panel]:
         ),
         stat_panel(
             102,
-            "Worst wait by its SLO",
+            "Wait / SLO",
             "Age of the oldest waiting task as a share of its queue's latency SLO, of the queue where it is largest. "
             "Queues without a --queue.latency-slo are not in it.",
             "percentunit",

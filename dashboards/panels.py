@@ -6,7 +6,7 @@ A panel is made whole by one call. *id* is written by hand and never changes, be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from grafana_foundation_sdk.builders import bargauge, heatmap, stat, statetimeline, table, timeseries
@@ -22,6 +22,12 @@ Panel: TypeAlias = dashboard.Panel
 PROMETHEUS: Final = common.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 GREEN, YELLOW, ORANGE, RED, BLUE = "green", "yellow", "orange", "red", "blue"
+
+#: Columns from which on a legend fits beside the lines; in narrower panels it stands below, or no lines were left.
+LEGEND_BESIDE: Final = 12
+
+#: Pixels of the columns whose values are long.
+_WIDTHS: Final = {"task": 240, "worker": 200}
 
 _AnyPanel = TypeVar(
     "_AnyPanel", stat.Panel, timeseries.Panel, bargauge.Panel, heatmap.Panel, statetimeline.Panel, table.Panel
@@ -86,6 +92,7 @@ def stat_panel(
     texts: dict[str, tuple[str, str]] | None = None,
     none: str = "-",
     width: int = 3,
+    height: int = 4,
     decimals: int | None = None,
     instant: bool = False,
     link: Link | None = None,
@@ -103,7 +110,7 @@ def stat_panel(
         panel.mappings([_mapping(texts)])
     if link:
         panel.data_links([_link(link)])
-    return place(panel.build(), width, 4)
+    return place(panel.build(), width, height)
 
 
 def time_panel(
@@ -123,22 +130,24 @@ def time_panel(
     limit: float | None = None,
     dashed: str = "",
     negative: str = "",
+    colors: Mapping[str, str] | None = None,
     links: Sequence[Link] = (),
     none: str = "-",
 ) -> Panel:
     """
-    Return lines over time, with a table of last and largest values at their right.
+    Return lines over time, with a table of last and largest values at their right (below, if the panel is narrow).
 
     *limit* is drawn as a red line; series whose name matches the pattern *dashed* are limits or forecasts; those that
-    match *negative* are drawn downwards.
+    match *negative* are drawn downwards; *colors* are for series whose names have a meaning of their own.
     """
     panel = _start(timeseries.Panel(), id, title, description, unit, targets, exemplars=exemplars)
     legend = common_builders.VizLegendOptions().show_legend(True).display_mode(common.LegendDisplayMode.TABLE)
-    panel.legend(legend.placement(common.LegendPlacement.RIGHT).calcs(["lastNotNull", "max"]))
+    place_of_it = common.LegendPlacement.RIGHT if width >= LEGEND_BESIDE else common.LegendPlacement.BOTTOM
+    panel.legend(legend.placement(place_of_it).calcs(["lastNotNull", "max"]))
     tooltip = common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI)
     panel.tooltip(tooltip.sort(common.SortOrder.DESCENDING))
     panel.line_width(1).fill_opacity(80 if bars else 40 if stacked else 8).show_points(common.VisibilityMode.NEVER)
-    panel.color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC_BY_NAME)).no_value(none)
+    panel.color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC)).no_value(none)
     if bars:
         panel.draw_style(common.GraphDrawStyle.BARS)
     if stacked:
@@ -156,6 +165,8 @@ def time_panel(
     if dashed:
         line = _property("custom.lineStyle", {"fill": "dash", "dash": [8, 8]})
         panel.override_by_regexp(dashed, [line, _property("custom.fillOpacity", 0)])
+    for name, color in (colors or {}).items():
+        panel.override_by_name(name, [_property("color", {"mode": "fixed", "fixedColor": color})])
     if negative:
         panel.override_by_regexp(negative, [_property("custom.transform", common.GraphTransform.NEGATIVE_Y)])
     if links:
@@ -256,7 +267,7 @@ def table_panel(
         if properties := list(_column_properties(column)):
             panel.override_by_name(column.name, properties)
     panel.sort_by([common_builders.TableSortByFieldState().display_name(sort).desc(descending)])
-    panel.filterable(True).no_value(none).show_header(True)
+    panel.filterable(True).min_width(60).no_value(none).show_header(True)
     return place(panel.build(), width, height)
 
 
@@ -307,6 +318,8 @@ def _start(
 def _column_properties(column: Column) -> Iterable[dashboard.DynamicConfigValue]:
     if column.expr:
         yield _property("unit", column.unit)
+    if column.label in _WIDTHS:
+        yield _property("custom.width", _WIDTHS[column.label])
     if column.decimals is not None:
         yield _property("decimals", column.decimals)
     if column.steps:

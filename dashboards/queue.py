@@ -70,7 +70,7 @@ def _now() -> list[Panel]:
         ),
         stat_panel(
             104,
-            "Oldest by its SLO",
+            "Oldest / SLO",
             "Age of the oldest waiting task as a share of its queue's latency SLO.",
             "percentunit",
             Target(f"max({age} / ({slo} > 0))", "oldest / SLO"),
@@ -81,9 +81,9 @@ def _now() -> list[Panel]:
         stat_panel(
             105,
             "Drained in",
-            "What waits, at the rate at which workers start tasks now, and if nothing new came.",
+            "What waits, at the rate at which workers start tasks now, if nothing new came; of several queues the longest.",
             "s",
-            Target(ratio(waiting, P.starts()), "drained in"),
+            Target(f"max({ratio(P.gauge('celery_queue_length', 'queue'), P.starts('queue'))})", "drained in"),
             none="nothing starts",
         ),
         stat_panel(
@@ -192,6 +192,7 @@ def _slo() -> list[Panel]:
             steps=((None, RED), (0.95, YELLOW), (0.99, GREEN)),
             none="no SLO",
             width=6,
+            height=6,
             decimals=2,
             instant=True,
             link=Link("SLO", to_dashboard("celery-slo", "queue", "objective")),
@@ -204,7 +205,7 @@ def _slo() -> list[Panel]:
             "short",
             *(Target(burn(P.late(window=window)), window) for window in ("5m", "1h", "6h", "3d")),
             width=18,
-            height=4,
+            height=6,
             none="no SLO",
         ),
     ]
@@ -230,7 +231,7 @@ def _consumers() -> list[Panel]:
             "worker that had them.",
             "ops",
             *(
-                Target(P.rate(f"celery_task_{name}_total", "queue"), f"{{{{queue}}}} {name}")
+                Target(P.rate(f"celery_task_{name}_total"), name)
                 for name in ("redelivered", "rejected", "revoked", "lost")
             ),
             width=8,

@@ -22,6 +22,7 @@ from .promql import Promql, added, quantile, ratio
 P = Promql(variables=("queue", "task"), single=("task",))
 
 _RUNTIME = "celery_task_runtime_seconds_bucket"
+_COLORS = {"succeeded": GREEN, "failed": RED, "retried": YELLOW, "revoked": BLUE, "rejected": ORANGE}
 _SENTRY = Link("Issues in Sentry", "${sentry}/issues/?query=transaction%3A${task}", new_tab=True)
 
 
@@ -159,6 +160,7 @@ def _compared() -> list[Panel]:
             "s",
             Target(quantile(0.95, by_outcome), "{{outcome}}"),
             exemplars=True,
+            colors=_COLORS,
         ),
     ]
 
@@ -173,6 +175,7 @@ def _outcomes() -> list[Panel]:
             "ops",
             *(Target(P.rate(f"celery_task_{end}_total"), end) for end in ends),
             stacked=True,
+            colors=_COLORS,
         ),
         time_panel(
             302,

@@ -359,11 +359,10 @@ def _beat() -> list[Panel]:
             Column("Broker", label="broker"),
             Column("Sent ago", expr=f"time() - {sent}", unit="s", decimals=0),
             Column(
-                "Due in", expr=f"{due} - time()", unit="s", decimals=0, steps=((None, RED), (-60, ORANGE), (-5, BLUE))
+                "Due in", expr=f"{due} - time()", unit="s", decimals=0, steps=((None, RED), (-60, ORANGE), (-15, BLUE))
             ),
             sort="Due in",
             descending=False,
             width=16,
-            none="not measured",
         ),
     ]
