@@ -65,12 +65,16 @@ class Thresholds:
     soft_limits_ratio: float = _number(0.01, "soft time limits per start")
 
     workers_ratio: float = _number(0.5, "share of the workers of the last two hours that must have vanished")
+    workers_together: float = _seconds(
+        900, "time before the last vanished in which a worker still was one of the same fleet"
+    )
+    heartbeat_silence: float = _seconds(120, "age of the last heartbeat of a worker of which nothing else is known")
     heartbeat_forget: float = _seconds(3600, "time after which a vanished worker is no news")
     saturated_ratio: float = _number(0.95, "share of all slots that are busy")
     memory_ratio: float = _number(0.9, "share of a worker's memory limit")
     leak_horizon: float = _seconds(14400, "how far ahead a growing worker is looked at")
     leak_ratio: float = _number(0.5, "share of the memory limit below which growth is no leak")
-    leak_min_samples: float = _number(60, "scrapes in two hours below which a worker is too young to judge")
+    leak_min_samples: float = _number(60, "samples, a minute apart in two hours, below which a worker is too young")
     skew: float = _seconds(30, "difference of a worker's clock")
     beat_silence: float = _seconds(120, "time without a sign of beat")
 
