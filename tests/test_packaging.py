@@ -62,24 +62,43 @@ def test_importing_the_worker_package_loads_nothing_foreign(isolated: bool) -> N
     assert loaded.stdout.split() == []
 
 
-def _built_names(project: Path, out: Path) -> set[str]:
-    """Build a wheel and return the top-level names that it would install."""
+def _installed(project: Path, folder: Path) -> Path:
+    """Build a wheel and return where what it would install lies."""
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)],
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
         cwd=project,
         check=True,
         capture_output=True,
     )
-    (wheel,) = out.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        return {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" not in name}
+        archive.extractall(folder / "installed")
+    return folder / "installed"
 
 
 @pytest.mark.parametrize(
     ("folder", "package"), [("", "celery_lookout"), ("signals", "celery_lookout_signals")], ids=["sidecar", "signals"]
 )
 def test_wheel_installs_only_our_own_name(folder: str, package: str, tmp_path: Path) -> None:
-    assert _built_names(ROOT / folder, tmp_path) == {package}
+    names = {path.name for path in _installed(ROOT / folder, tmp_path).iterdir()}
+    assert {name for name in names if not name.endswith(".dist-info")} == {package}
+
+
+def test_the_wheel_has_all_that_the_assets_are_made_of(tmp_path: Path) -> None:
+    def written(search_path: Path, name: str) -> dict[str, str]:
+        subprocess.run(
+            [sys.executable, "-m", "celery_lookout", "assets", "--out", name],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(search_path)},
+            check=True,
+            capture_output=True,
+        )
+        folder = tmp_path / name
+        return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+    installed = _installed(ROOT, tmp_path)
+    assert (installed / "celery_lookout" / "assets" / "files").is_dir()
+    assert written(installed, "from-wheel") == written(ROOT / "exporter", "from-checkout")
 
 
 def test_requirements_record_no_address() -> None:
