@@ -11,7 +11,7 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := pyproject.toml signals/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format check docs bench requirements image-test clean .venv
+.PHONY: help demo test lint format check docs bench pictures requirements image-test clean .venv
 
 help:  ## say what there is
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /make \1\t/' | expand -t 20
@@ -39,6 +39,10 @@ docs: .venv  ## write what comes from the code: metrics, configuration, dashboar
 	$(BIN)/python -m tests.docs.write
 	$(BIN)/python -m dashboards.generate
 	$(BIN)/python -m tests.golden.write
+
+# The page is built with npm, from packages of the npm registry, below .cache.
+pictures: .venv  ## photograph the dashboards of a demo; needs npm, chromium, pngquant, prometheus and half an hour
+	$(BIN)/python -m dashboards.pictures.take $(ARGS)
 
 bench: .venv  ## what the sidecar costs, on this machine: make bench ARGS="ingest --broker redis"
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,0 +1,5 @@
+export default {
+  esbuild: { jsx: 'automatic' },
+  // Warnings about the insides of packages.
+  build: { chunkSizeWarningLimit: 10_000, rollupOptions: { onwarn: () => {} } },
+};
