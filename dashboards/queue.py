@@ -81,7 +81,7 @@ def _now() -> list[Panel]:
         stat_panel(
             105,
             "Drained in",
-            "What waits, at the rate at which workers start tasks now, if nothing new came; of several queues the longest.",
+            "What waits, at the rate at which workers start tasks now, if nothing new came; of queues the longest.",
             "s",
             Target(f"max({ratio(P.gauge('celery_queue_length', 'queue'), P.starts('queue'))})", "drained in"),
             none="nothing starts",
