@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from celery_lookout.assets.rules import rule_file
 from tests.servers.alertmanager import EXAMPLE, Alertmanager, example, routes
 from tests.servers.pager import Pager
+from tests.servers.process import wait_until
 
 pytestmark = pytest.mark.prometheus
 
@@ -48,10 +50,33 @@ def names_in_example() -> set[str]:
     return set(re.findall(r"Celery[A-Z]\w+", EXAMPLE.read_text()))
 
 
+def post(alertmanager: Alertmanager, alerts: Sequence[Mapping[str, str]]) -> None:
+    """Send alerts, and wait until it is decided which of them are muted: Alertmanager does so in order, and later."""
+    alertmanager.post(alerts)
+    alertmanager.post([alert(name, job="sentinel") for name in ("CeleryQueueNotDraining", "CeleryExporterBrokerDown")])
+    wait_until(lambda: any(one["status"]["inhibitedBy"] for one in alertmanager.alerts('job="sentinel"')))
+
+
+def judged(alertmanager: Alertmanager, *matchers: str) -> list[tuple[dict[str, str], bool]]:
+    """Return the labels of all alerts that were sent, and whether they are muted."""
+    found = alertmanager.alerts('job!="sentinel"', *matchers)
+    return [(one["labels"], bool(one["status"]["inhibitedBy"])) for one in found]
+
+
 def active(alertmanager: Alertmanager, *matchers: str) -> set[str]:
     """Return the names of the alerts that are not muted."""
-    found = alertmanager.alerts(*matchers)
-    return {one["labels"]["alertname"] for one in found if one["status"]["state"] == "active"}
+    return {labels["alertname"] for labels, is_muted in judged(alertmanager, *matchers) if not is_muted}
+
+
+def muted(alertmanager: Alertmanager, label: str = "queue") -> set[tuple[str, str]]:
+    """Return the names of those that are, and what they have for *label*."""
+    return {(labels["alertname"], labels.get(label, "")) for labels, is_muted in judged(alertmanager) if is_muted}
+
+
+def test_the_alerts_it_names_exist() -> None:
+    """But for the watchdog, which some set up for themselves."""
+    rules = [rule for group in rule_file()["groups"] for rule in group["rules"]]
+    assert names_in_example() - {rule.get("alert") for rule in rules} == {"CeleryWatchdog"}
 
 
 def test_amtool_accepts_it(amtool: Path) -> None:
@@ -123,7 +148,7 @@ def alertmanager(start_alertmanager: StartAlertmanager, pager: Pager) -> Alertma
 @pytest.mark.parametrize("rung", range(3))
 def test_the_alert_that_knows_least_speaks_for_all(rung: int, alertmanager: Alertmanager) -> None:
     names = [*LADDER[rung:], "CeleryQueueNoConsumers", "CeleryWorkersMissing", "CeleryTaskFailureSpike"]
-    alertmanager.post([alert(name) for name in names])
+    post(alertmanager, [alert(name) for name in names])
     assert active(alertmanager) == {LADDER[rung]}
 
 
@@ -134,17 +159,17 @@ def test_no_two_alerts_mute_each_other(alertmanager: Alertmanager) -> None:
         for first, second in itertools.combinations(sorted(names_in_example()), 2)
         for severities in itertools.product(("critical", "warning"), repeat=2)
     ]
-    alertmanager.post(
+    post(
+        alertmanager,
         [
             alert(name, severity, job=f"job{number}")
             for number, (first, second, severities) in enumerate(pairs)
             for name, severity in zip((first, second), severities, strict=True)
-        ]
+        ],
     )
     heard: dict[str, int] = {}
-    for one in alertmanager.alerts():
-        heard.setdefault(one["labels"]["job"], 0)
-        heard[one["labels"]["job"]] += one["status"]["state"] == "active"
+    for labels, is_muted in judged(alertmanager):
+        heard[labels["job"]] = heard.get(labels["job"], 0) + (not is_muted)
     assert len(heard) == len(pairs)
     assert [pairs[int(job.removeprefix("job"))] for job, number in heard.items() if not number] == []
 
@@ -152,32 +177,30 @@ def test_no_two_alerts_mute_each_other(alertmanager: Alertmanager) -> None:
 def test_nothing_mutes_the_exporters_end(alertmanager: Alertmanager) -> None:
     """Nor the watchdog, whose silence is an alarm; whatever fires, with whatever labels, at the same time."""
     everything = sorted(names_in_example())
-    alertmanager.post([alert(name, queue="mail", broker="a") for name in everything])
-    alertmanager.post([alert(name) for name in everything])
-    states = [
-        (one["labels"]["alertname"], one["status"]["state"])
-        for one in alertmanager.alerts('alertname=~"CeleryExporterDown|CeleryWatchdog"')
-    ]
-    assert sorted(states) == [(name, "active") for name in ("CeleryExporterDown", "CeleryWatchdog") for _ in range(2)]
+    post(alertmanager, [alert(name, queue="mail", broker="a") for name in everything])
+    post(alertmanager, [alert(name) for name in everything])
+    assert len(judged(alertmanager)) == 2 * len(everything)
+    assert not any(is_muted for _, is_muted in judged(alertmanager, 'alertname=~"CeleryExporterDown|CeleryWatchdog"'))
 
 
 def test_an_exporter_without_a_job_mutes_nothing(alertmanager: Alertmanager) -> None:
     """``absent(up{job=~"..."})`` has no job; another Prometheus may see one."""
     jobless = {"alertname": "CeleryExporterDown", "component": "celery", "severity": "critical"}
     other = {"alertname": "CeleryTaskFailureSpike", "component": "celery", "severity": "critical"}
-    alertmanager.post([jobless, other, alert("CeleryQueueNoConsumers", queue="mail")])
+    post(alertmanager, [jobless, other, alert("CeleryQueueNoConsumers", queue="mail")])
     assert active(alertmanager) == {"CeleryExporterDown", "CeleryTaskFailureSpike", "CeleryQueueNoConsumers"}
 
 
 def test_jobs_and_brokers_do_not_speak_for_each_other(alertmanager: Alertmanager) -> None:
-    alertmanager.post(
+    post(
+        alertmanager,
         [
             alert("CeleryExporterBrokerDown", broker="shop"),
             alert("CeleryQueueNotDraining", broker="shop", queue="a"),
             alert("CeleryQueueNoConsumers", broker="mail", queue="a"),
             alert("CeleryTaskFailureSpike", job="other", broker="shop", queue="a", task="t"),
             {**alert("DiskFull"), "component": "host"},
-        ]
+        ],
     )
     assert active(alertmanager) == {
         "CeleryExporterBrokerDown", "CeleryQueueNoConsumers", "CeleryTaskFailureSpike", "DiskFull"
@@ -186,33 +209,28 @@ def test_jobs_and_brokers_do_not_speak_for_each_other(alertmanager: Alertmanager
 
 def test_a_queue_without_consumers_speaks_for_its_backlog(alertmanager: Alertmanager) -> None:
     follow = ("CeleryQueueBacklogGrowing", "CeleryQueueNotDraining", "CeleryQueueDrainTimeTooLong")
-    alertmanager.post([alert("CeleryQueueNoConsumers", queue="mail")])
-    alertmanager.post([alert(name, "warning", queue=queue) for name in follow for queue in ("mail", "images")])
-    assert _muted(alertmanager) == {(name, "mail") for name in follow}
+    post(alertmanager, [alert("CeleryQueueNoConsumers", queue="mail")])
+    post(alertmanager, [alert(name, "warning", queue=queue) for name in follow for queue in ("mail", "images")])
+    assert muted(alertmanager) == {(name, "mail") for name in follow}
 
 
 def test_missing_workers_speak_for_lost_heartbeats(alertmanager: Alertmanager) -> None:
-    alertmanager.post([alert("CeleryWorkersMissing"), alert("CeleryWorkersMissing", broker="shop")])
+    post(alertmanager, [alert("CeleryWorkersMissing"), alert("CeleryWorkersMissing", broker="shop")])
     lost: tuple[dict[str, str], ...] = ({}, {"broker": "shop"}, {"broker": "mail"})
-    alertmanager.post([alert("CeleryWorkerHeartbeatLost", "warning", worker="w@h", **labels) for labels in lost])
-    assert _muted(alertmanager, "broker") == {("CeleryWorkerHeartbeatLost", ""), ("CeleryWorkerHeartbeatLost", "shop")}
+    post(alertmanager, [alert("CeleryWorkerHeartbeatLost", "warning", worker="w@h", **labels) for labels in lost])
+    assert muted(alertmanager, "broker") == {("CeleryWorkerHeartbeatLost", ""), ("CeleryWorkerHeartbeatLost", "shop")}
 
 
 def test_a_page_speaks_for_the_ticket_of_the_same_trouble(alertmanager: Alertmanager) -> None:
     name = "CeleryTaskTerminations"
-    alertmanager.post(
+    post(
+        alertmanager,
         [
             alert(name, queue="mail", task="bulk", reason="worker_lost"),
             alert(name, "warning", queue="mail", task="bulk", reason="worker_lost"),
             alert(name, "warning", queue="mail", task="other", reason="worker_lost"),
             alert("CeleryTaskRetryStorm", "warning", queue="mail", task="bulk"),
-        ]
+        ],
     )
-    assert _muted(alertmanager, "task") == {(name, "bulk")}
+    assert muted(alertmanager, "task") == {(name, "bulk")}
     assert active(alertmanager) == {name, "CeleryTaskRetryStorm"}
-
-
-def _muted(alertmanager: Alertmanager, label: str = "queue") -> set[tuple[str, str]]:
-    found: Iterable[dict[str, Any]] = alertmanager.alerts()
-    muted = [one["labels"] for one in found if one["status"]["inhibitedBy"]]
-    return {(labels["alertname"], labels.get(label, "")) for labels in muted}

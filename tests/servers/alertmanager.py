@@ -96,7 +96,11 @@ class Alertmanager(Server):
             assert response.status == 200
 
     def alerts(self, *matchers: str) -> list[dict[str, Any]]:
-        """Return the alerts that fire and match, muted ones too; ``status.inhibitedBy`` says by whom."""
+        """
+        Return the alerts that fire and match, muted ones too; ``status.inhibitedBy`` says by whom.
+
+        What was sent a moment ago may not mute others yet.
+        """
         query = urllib.parse.urlencode([("filter", matcher) for matcher in matchers])
         with urllib.request.urlopen(f"http://{self.address}/api/v2/alerts?{query}", timeout=10) as response:
             found: list[dict[str, Any]] = json.load(response)
