@@ -143,7 +143,8 @@ def time_panel(
     panel = _start(timeseries.Panel(), id, title, description, unit, targets, exemplars=exemplars)
     legend = common_builders.VizLegendOptions().show_legend(True).display_mode(common.LegendDisplayMode.TABLE)
     place_of_it = common.LegendPlacement.RIGHT if width >= LEGEND_BESIDE else common.LegendPlacement.BOTTOM
-    panel.legend(legend.placement(place_of_it).calcs(["lastNotNull", "max"]))
+    # What was large comes first, or it is hidden below what never happened.
+    panel.legend(legend.placement(place_of_it).calcs(["lastNotNull", "max"]).sort_by("Max").sort_desc(True))
     tooltip = common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI)
     panel.tooltip(tooltip.sort(common.SortOrder.DESCENDING))
     panel.line_width(1).fill_opacity(80 if bars else 40 if stacked else 8).show_points(common.VisibilityMode.NEVER)
@@ -158,6 +159,9 @@ def time_panel(
         panel.min(least)
     if most is not None:
         panel.max(most)
+    elif unit == "ops" and not negative:
+        # Where nothing happens, Grafana's axis would end at 100 a second.
+        panel.axis_soft_max(0.1)
     if limit is not None:
         panel.thresholds(_thresholds(((None, GREEN), (limit, RED))))
         style = common_builders.GraphThresholdsStyleConfig().mode(common.GraphThresholdsStyleMode.DASHED)
