@@ -172,12 +172,12 @@ def make_client(tmp_path: Path) -> Iterator[Callable[..., Client]]:
 
 
 @pytest.fixture
-def start_prometheus(tmp_path: Path) -> Iterator[Callable[[str], PrometheusServer]]:
-    """Return a function that starts Prometheus with a configuration text."""
+def start_prometheus(tmp_path: Path) -> Iterator[Callable[..., PrometheusServer]]:
+    """Return a function that starts Prometheus with a configuration text: ``start_prometheus(text, options=[...])``."""
     servers: list[PrometheusServer] = []
 
-    def start(config: str) -> PrometheusServer:
-        servers.append(PrometheusServer(tmp_path / f"prometheus{len(servers)}", config))
+    def start(config: str, **more: Any) -> PrometheusServer:
+        servers.append(PrometheusServer(tmp_path / f"prometheus{len(servers)}", config, **more))
         return servers[-1].start()
 
     yield start
