@@ -212,11 +212,15 @@ def bars_panel(
     steps: Sequence[tuple[float | None, str]] = ((None, BLUE),),
     none: str = "-",
 ) -> Panel:
-    """Return one horizontal bar for each series, as of now."""
+    """Return one horizontal bar for each series, as of now; it is full at the last of *steps*."""
     panel = _start(bargauge.Panel(), id, title, description, unit, targets, instant=True)
     panel.orientation(common.VizOrientation.HORIZONTAL).display_mode(common.BarGaugeDisplayMode.GRADIENT)
     panel.reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]))
     panel.value_mode(common.BarGaugeValueMode.COLOR).show_unfilled(True)
+    # Else the least of all values has no bar and the largest a full one, however small both are.
+    panel.min(0)
+    if (full := steps[-1][0]) is not None:
+        panel.max(full)
     panel.thresholds(_thresholds(steps)).color_scheme(_by_threshold()).no_value(none)
     return place(panel.build(), width, height)
 

@@ -149,6 +149,7 @@ def _time() -> list[Panel]:
 
 def _queues() -> Panel:
     by = ("job", "broker", "queue")
+    late = P.increase("celery_queue_slo_violations_total", *by, window="30d")
     link = Link("Queue", to_dashboard("celery-queue", "objective", job=field_value("Job"), queue=field_value("Queue")))
     return table_panel(
         203,
@@ -159,7 +160,7 @@ def _queues() -> Panel:
         Column("Job", label="job"),
         Column("Broker", label="broker"),
         Column("SLO", expr=P.gauge("celery_queue_latency_slo_seconds", *by, how="max"), unit="s"),
-        Column("Late, 30 d", expr=P.increase("celery_queue_slo_violations_total", *by, window="30d"), decimals=0),
+        Column("Late, 30 d", expr=late, unit="locale", decimals=0),
         Column("Budget left", expr=left(P.late(*by, window="30d")), unit="percentunit", decimals=0),
         *(
             Column(f"Burn {window}", expr=burn(P.late(*by, window=window)), decimals=1, steps=_BURN_STEPS)
@@ -198,6 +199,7 @@ def _errors() -> list[Panel]:
 
 def _failing() -> Panel:
     by = ("job", "broker", "queue", "task")
+    failed = P.increase("celery_task_failed_total", *by, window="30d")
     link = Link(
         "Task",
         to_dashboard(
@@ -213,7 +215,7 @@ def _failing() -> Panel:
         Column("Queue", label="queue"),
         Column("Job", label="job"),
         Column("Broker", label="broker"),
-        Column("Failures, 30 d", expr=P.increase("celery_task_failed_total", *by, window="30d"), decimals=0),
+        Column("Failures, 30 d", expr=failed, unit="locale", decimals=0),
         Column("Budget left", expr=left(P.failures(*by, window="30d")), unit="percentunit", decimals=0),
         *(
             Column(f"Burn {window}", expr=burn(P.failures(*by, window=window)), decimals=1, steps=_BURN_STEPS)
