@@ -39,11 +39,11 @@ class Flow:
     revoked: float = 0.0
 
 
-#: Two image processes manage five a second: the rush leaves about a hundred behind.
+#: Two image processes manage some four a second: the rush leaves about seventy behind, and calm lets them catch up.
 FLOWS = (
     Flow(checkout, calm=2, rush=4),
-    Flow(resize, calm=1, rush=7),
-    Flow(resize, calm=0.5, rush=2, priority=6),  # those of a supplier, who can wait
+    Flow(resize, calm=0.5, rush=5.5),
+    Flow(resize, calm=0.3, rush=1.5, priority=6),  # those of a supplier, who can wait
     Flow(expire_cart, calm=0.4, rush=0.8, countdown=20, revoked=0.5),
     Flow(monthly_report, calm=0.1, rush=0.1),
     Flow(preview_report, calm=0.2, rush=0.3, expires=4),
