@@ -138,9 +138,7 @@ def test_thresholds_named_exist(page: Path) -> None:
 
 def test_every_threshold_is_explained_somewhere() -> None:
     text = "".join(page.read_text("utf-8").partition("## Tune\n")[2] for page in PAGES)
-    # Two that follow from how workers report, and are nobody's taste.
-    inner = {"heartbeat_silence", "workers_together"}
-    assert {one.name for one in fields(Thresholds)} - set(re.findall(r"`(\w+)`", text)) - inner == set()
+    assert {one.name for one in fields(Thresholds)} - set(re.findall(r"`(\w+)`", text)) == set()
 
 
 def test_a_threshold_that_is_none_is_not_understood() -> None:
