@@ -126,7 +126,7 @@ def _hearing() -> list[Panel]:
             "Events",
             "Events read per second by type; _other for types that the sidecar does not know.",
             "ops",
-            Target(P.rate("celery_exporter_events_total", "broker", "event"), f"{_NAME} {{{{event}}}}"),
+            Target(P.rate("celery_exporter_events_total", "broker", "event"), f"{{{{event}}}} {_NAME}"),
             stacked=True,
         ),
         time_panel(
@@ -136,9 +136,9 @@ def _hearing() -> list[Panel]:
             "s",
             Target(
                 f"time() - {P.gauge('celery_exporter_last_event_timestamp_seconds', 'broker', how='max')}",
-                f"{_NAME} silence",
+                f"silence {_NAME}",
             ),
-            Target(P.gauge("celery_exporter_event_lag_seconds", "broker", how="max"), f"{_NAME} lag"),
+            Target(P.gauge("celery_exporter_event_lag_seconds", "broker", how="max"), f"lag {_NAME}"),
         ),
     ]
 
@@ -151,8 +151,8 @@ def _snapshots() -> list[Panel]:
             "Snapshots of workers and beat read per second, and numbers missing between them. What a missed one told, "
             "a later one tells.",
             "ops",
-            Target(P.rate("celery_exporter_snapshots_total", "broker"), f"{_NAME} read"),
-            Target(P.rate("celery_exporter_snapshots_missed_total", "broker"), f"{_NAME} missed"),
+            Target(P.rate("celery_exporter_snapshots_total", "broker"), f"read {_NAME}"),
+            Target(P.rate("celery_exporter_snapshots_missed_total", "broker"), f"missed {_NAME}"),
         ),
         states_panel(
             204,
@@ -183,8 +183,8 @@ def _losing() -> list[Panel]:
             "Per second: starts that workers counted while the sidecar could not hear them, and tasks dropped from a "
             "full in-flight table.",
             "ops",
-            Target(P.rate("celery_exporter_events_lost_total", "broker"), f"{_NAME} unheard"),
-            Target(P.rate("celery_exporter_tasks_evicted_total", "broker"), f"{_NAME} evicted"),
+            Target(P.rate("celery_exporter_events_lost_total", "broker"), f"unheard {_NAME}"),
+            Target(P.rate("celery_exporter_tasks_evicted_total", "broker"), f"evicted {_NAME}"),
             width=8,
         ),
         time_panel(
@@ -192,7 +192,7 @@ def _losing() -> list[Panel]:
             "Refused events",
             "Messages or events refused per second, by what was wrong with them.",
             "ops",
-            Target(events, "{{instance}} {{reason}}"),
+            Target(events, "{{reason}} {{instance}}"),
             width=8,
         ),
         time_panel(
@@ -200,7 +200,7 @@ def _losing() -> list[Panel]:
             "Refused snapshots",
             "Snapshots, or parts of them, refused per second, by what was wrong with them.",
             "ops",
-            Target(snapshots, "{{instance}} {{reason}}"),
+            Target(snapshots, "{{reason}} {{instance}}"),
             width=8,
         ),
     ]
@@ -208,8 +208,8 @@ def _losing() -> list[Panel]:
 
 def _guessing() -> list[Panel]:
     faults = [
-        Target(P.rate("celery_worker_signals_runs_lost_total", "worker"), "{{instance}} {{worker}} runs lost"),
-        Target(P.rate("celery_worker_signals_faults_total", "worker"), "{{instance}} {{worker}} faults"),
+        Target(P.rate("celery_worker_signals_runs_lost_total", "worker"), "{{worker}} runs lost {{instance}}"),
+        Target(P.rate("celery_worker_signals_faults_total", "worker"), "{{worker}} faults {{instance}}"),
     ]
     return [
         time_panel(
@@ -217,7 +217,7 @@ def _guessing() -> list[Panel]:
             "How queues were found",
             "Tasks per second by how their queue was found. Much unknown: publishers do not send task-sent.",
             "ops",
-            Target(P.rate("celery_exporter_queue_resolution_total", "source"), "{{instance}} {{source}}"),
+            Target(P.rate("celery_exporter_queue_resolution_total", "source"), "{{source}} {{instance}}"),
             stacked=True,
         ),
         time_panel(
@@ -233,7 +233,7 @@ def _guessing() -> list[Panel]:
 
 def _asking() -> list[Panel]:
     since = P.gauge("celery_exporter_collector_last_success_timestamp_seconds", "broker", "collector", how="max")
-    name = f"{_NAME} {{{{collector}}}}"
+    name = f"{{{{collector}}}} {_NAME}"
     return [
         states_panel(
             401,
@@ -271,8 +271,8 @@ def _size() -> list[Panel]:
             "Series on the metrics page. Dashed: --limit.series.",
             "short",
             Target(P.gauge("celery_exporter_series"), "{{instance}}"),
-            Target(P.gauge("celery_exporter_series_limit"), "{{instance}} limit"),
-            dashed="/ limit$/",
+            Target(P.gauge("celery_exporter_series_limit"), "limit {{instance}}"),
+            dashed="/^limit /",
             width=6,
         ),
         time_panel(
@@ -280,7 +280,7 @@ def _size() -> list[Panel]:
             "Dropped series",
             "Series per second that are not shown because the limit was reached, by metric.",
             "ops",
-            Target(dropped, "{{instance}} {{metric}}"),
+            Target(dropped, "{{metric}} {{instance}}"),
             width=6,
         ),
         time_panel(
@@ -317,7 +317,7 @@ def _process() -> list[Panel]:
             602,
             "CPU",
             "CPU time of the sidecar per second: 1 is one core.",
-            "short",
+            "suffix: cores",
             Target(P.rate("process_cpu_seconds_total"), "{{instance}}"),
             width=6,
         ),
