@@ -82,8 +82,11 @@ def _query_slo() -> str:
 def burns(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
     """Yield the alerts about starts that come later than the SLO, by how fast they use up what the objective allows."""
     budget = 1 - thresholds.latency_objective
-    started = promql.increase(QUEUE, "celery_queue_slo_eligible_total", "1h")
-    enough = f"({started}) >= {thresholds.burn_min_starts:g}"
+
+    def enough(window: str) -> str:
+        started = promql.increase(QUEUE, "celery_queue_slo_eligible_total", window)
+        return f"({started}) >= {thresholds.burn_min_starts:g}"
+
     description = (
         "{{ $value | humanizePercentage }} of the tasks in queue " + _NAME + " started later than the queue's SLO; "
         f"{budget * 100:g}% may."
@@ -92,7 +95,7 @@ def burns(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
         name="CeleryQueueLatencyBudgetBurn",
         expr=f"({burning('queue:celery_queue_late', '1h', '5m', thresholds.burn_1h * budget)}\n"
         f"or {burning('queue:celery_queue_late', '6h', '30m', thresholds.burn_6h * budget)})\n"
-        f"and {on(QUEUE)} {enough}",
+        f"and {on(QUEUE)} {enough('1h')}",
         wait="2m",
         keep="15m",
         severity="critical",
@@ -102,12 +105,11 @@ def burns(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
         dashboard="celery-slo",
         labels=("job", "queue"),
     )
-    started = promql.increase(QUEUE, "celery_queue_slo_eligible_total", "1d")
     yield Alert(
         name="CeleryQueueLatencyBudgetBurnSlow",
         expr=f"({burning('queue:celery_queue_late', '1d', '2h', thresholds.burn_1d * budget)}\n"
         f"or {burning('queue:celery_queue_late', '3d', '6h', thresholds.burn_3d * budget)})\n"
-        f"and {on(QUEUE)} ({started}) >= {thresholds.burn_min_starts:g}",
+        f"and {on(QUEUE)} {enough('1d')}",
         wait="1h",
         severity="warning",
         kind="symptom",
