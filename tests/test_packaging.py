@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -99,6 +100,16 @@ def test_the_wheel_has_all_that_the_assets_are_made_of(tmp_path: Path) -> None:
     installed = _installed(ROOT, tmp_path)
     assert (installed / "celery_lookout" / "assets" / "files").is_dir()
     assert written(installed, "from-wheel") == written(ROOT / "exporter", "from-checkout")
+
+
+def test_no_file_names_a_path_of_somebodys_machine() -> None:
+    """Written so that this file does not either."""
+    pattern = rb"/(?:work|root|home/[a-z]+)/"
+    # What begins with a dot was made by tools, but for the one that CI runs.
+    files = [file for top in ROOT.glob("[!.]*") for file in (top, *top.rglob("*")) if file.is_file()]
+    files = [ROOT / ".ci" / "run", *(file for file in files if "__pycache__" not in file.parts)]
+    assert len(files) > 100
+    assert [file for file in files if re.search(pattern, file.read_bytes())] == []
 
 
 def test_requirements_record_no_address() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
@@ -266,9 +265,3 @@ def test_the_readme_names_every_dashboard() -> None:
         assert f"`{board['uid']}`" in page
     for path in re.findall(r"\]\(([^)#\s]+)\)", page):
         assert path.startswith("https://") or (FOLDER / path).exists()
-
-
-def test_no_machine_shows_through() -> None:
-    for file in Path(FOLDER).iterdir():
-        if file.suffix in {".json", ".md", ".py"}:
-            assert re.findall(r"/work/|/root\b|/home/\w", file.read_text("utf-8")) == []

@@ -186,8 +186,3 @@ def test_acceptance_tests_named_exist() -> None:
     for file in DOCS.glob("*.md"):
         for name in re.findall(r"`(test_\w+)`", file.read_text("utf-8")):
             assert (ROOT / "tests" / "acceptance" / f"{name}.py").exists(), f"{file.name}: {name}"
-
-
-@every_file
-def test_no_machine_shows_through(file: Path) -> None:
-    assert re.findall(r"/work/|/root\b|/home/\w", file.read_text("utf-8")) == []
