@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import kombu
 import pytest
@@ -18,6 +19,7 @@ from celery_lookout.probes.control import ControlProbe
 from celery_lookout.readings import ConsumedQueue, WorkerReading
 from tests import conftest
 from tests.servers.process import wait_until
+from tests.servers.proxy import FaultProxy
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer
 from tests.servers.workers import Client, Worker
@@ -417,6 +419,23 @@ def test_a_hung_redis_is_given_up_within_ten_seconds(own_redis: RedisServer, mak
 @pytest.mark.rabbitmq
 def test_a_hung_rabbitmq_is_given_up_within_ten_seconds(own_rabbit: RabbitServer, make_probe: MakeProbe) -> None:
     hung_is_unavailable(own_rabbit, make_probe)
+
+
+@pytest.mark.rabbitmq
+def test_rabbitmq_may_be_slow_to_notice_that_our_connection_is_gone(
+    rabbit_broker: conftest.Broker, make_probe: MakeProbe
+) -> None:
+    port = urlsplit(rabbit_broker.url).port
+    assert port is not None
+    with FaultProxy(port) as proxy:
+        proxy.strand = True
+        probe = make_probe(rabbit_broker.url.replace(f":{port}", f":{proxy.port}"))
+        probe.collect(["gone@host"])
+        proxy.mode = "blackhole"
+        with pytest.raises(BrokerUnavailable):
+            probe.collect(["gone@host"])
+        proxy.mode = "pass"
+        assert probe.collect(["gone@host"]) == []
 
 
 @pytest.mark.redis

@@ -26,6 +26,8 @@ class FaultProxy:
     mode: Literal["pass", "blackhole", "refuse"] = "pass"
     #: Reset the connection once this many bytes went through the proxy; None means never.
     cut_after: int | None = None
+    #: Keep a connection to the server open after its client has left, as a route that was lost does.
+    strand: bool = False
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self.target = (host, port)
@@ -114,7 +116,8 @@ class FaultProxy:
                 self.bytes += len(data)
                 writer.write(data)
                 await writer.drain()
-        writer.close()
+        if not self.strand:
+            writer.close()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -54,21 +54,12 @@ class Pidbox:
         # alone. With it, merely waiting for an answer would redeliver what is older than *our* visibility timeout.
         options: dict[str, Any] = {"ack_emulation": False} if broker.kind == "redis" else {}
         self._session = Session(broker, needs=_NEEDS, **options)
-        self._oid = f"celery-lookout-{uuid4()}"
         namespace = broker.control_exchange
         self._exchange = Exchange(f"{namespace}.pidbox", type="fanout", durable=False, delivery_mode="transient")
         self._reply_exchange = Exchange(
             f"reply.{namespace}.pidbox", type="direct", durable=False, delivery_mode="transient"
         )
-        self._reply_queue = Queue(
-            f"{self._oid}.{self._reply_exchange.name}",
-            exchange=self._reply_exchange,
-            routing_key=self._oid,
-            durable=False,
-            exclusive=True,
-            auto_delete=True,
-            expires=_REPLY_QUEUE_EXPIRES,
-        )
+        self._reply_queue = self._new_reply_queue()
         self._consumer: Consumer | None = None
         self._ticket = ""
         self._replies: dict[str, msgspec.Raw] = {}
@@ -120,10 +111,25 @@ class Pidbox:
             self._reply_queue(channel).queue_declare(passive=True)
         return {name: reply for name, reply in self._replies.items() if asked is None or name in asked}
 
+    def _new_reply_queue(self) -> Queue:
+        name = f"celery-lookout-{uuid4()}"
+        return Queue(
+            f"{name}.{self._reply_exchange.name}",
+            exchange=self._reply_exchange,
+            routing_key=name,
+            durable=False,
+            exclusive=True,
+            auto_delete=True,
+            expires=_REPLY_QUEUE_EXPIRES,
+        )
+
     def _listen(self, channel: Any) -> None:
         if not self._session.connection.supports_exchange_type("fanout"):
             raise ProbeFailed(f"{self._broker.masked_url}: no remote control on this transport, not even for Celery")
         refuse_compressed(channel)
+        if self._broker.kind == "amqp":
+            # RabbitMQ locks the queue of a connection that was cut until it notices the cut itself.
+            self._reply_queue = self._new_reply_queue()
         self._exchange(channel).declare()
         self._consumer = Consumer(
             channel,
@@ -150,7 +156,7 @@ class Pidbox:
             "pattern": None,
             "matcher": None,
             "ticket": self._ticket,
-            "reply_to": {"exchange": self._reply_exchange.name, "routing_key": self._oid},
+            "reply_to": {"exchange": self._reply_exchange.name, "routing_key": self._reply_queue.routing_key},
         }
         Producer(channel, auto_declare=False).publish(
             message,
