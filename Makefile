@@ -70,10 +70,10 @@ image-test:  ## build the image and run it as a strict cluster would; needs root
 	deploy/image_test.sh
 
 requirements:  ## resolve the pinned requirements anew
-	$(COMPILE) pyproject.toml --extra fast -o requirements/runtime.txt
+	$(COMPILE) pyproject.toml --extra fast --extra otlp -o requirements/runtime.txt
 	$(COMPILE) --group build -o requirements/build.txt
 	$(COMPILE) pyproject.toml --extra demo --extra fast --group build -o requirements/demo.txt
-	$(COMPILE) pyproject.toml --extra demo --extra fast --group lint --group test -o requirements/test.txt
+	$(COMPILE) pyproject.toml --extra demo --extra fast --extra otlp --group lint --group test -o requirements/test.txt
 	$(COMPILE) requirements/celery-5.3.in -o requirements/celery-5.3.txt
 	$(COMPILE) requirements/celery-5.5.in -o requirements/celery-5.5.txt
 
