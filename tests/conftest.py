@@ -17,6 +17,8 @@ from typing import Any, Literal
 import pytest
 
 from tests.servers.alertmanager import Alertmanager, find_amtool
+from tests.servers.ingest import Ingest
+from tests.servers.otlp import OtlpReceiver
 from tests.servers.pager import Pager
 from tests.servers.process import Server, guardian
 from tests.servers.prometheus import PrometheusServer, find_promtool
@@ -216,3 +218,17 @@ def start_alertmanager(tmp_path: Path) -> Iterator[Callable[[Mapping[str, Any]],
 def amtool() -> Path:
     """The amtool binary."""
     return find_amtool()
+
+
+@pytest.fixture
+def otlp() -> Iterator[OtlpReceiver]:
+    """A receiver of spans that keeps what it is sent, and can be told to refuse or to be slow."""
+    with OtlpReceiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def ingest() -> Iterator[Ingest]:
+    """A taker of Sentry events that keeps what it is sent, and can be told to refuse, to limit or to be slow."""
+    with Ingest() as ingest:
+        yield ingest
