@@ -11,7 +11,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from .exemplars import Exemplar
 
 #: The label value that gathers everything past a limit.
 OTHER: Final = "_other"
@@ -26,20 +29,23 @@ _ESCAPES: Final = dict.fromkeys((*range(32), 127), "�") | {
 }
 
 
-def _escape(value: str) -> str:
+def escape(value: str) -> str:
+    """Return a label's *value* as it stands between quotes."""
     return value.translate(_ESCAPES).encode("utf-8", "replace").decode("utf-8")
 
 
 class Counter:
     """A number that only rises."""
 
-    __slots__ = ("_head", "_text", "value")
+    __slots__ = ("_head", "_text", "exemplar", "value")
     samples = 1
 
     def __init__(self, name: str, labels: str, _bounds: Sequence[float]) -> None:
         self._head = f"{name}{{{labels}}} " if labels else f"{name} "
         self._text: str | None = None
         self.value: float = 0
+        #: The newest.
+        self.exemplar: Exemplar | None = None
 
     def inc(self, amount: float = 1) -> None:
         """Add *amount*, which must not be negative."""
@@ -58,6 +64,16 @@ class Counter:
             self._text = f"{self._head}{self.value!r}\n"
         return self._text
 
+    def exemplify(self, exemplar: Exemplar) -> None:
+        """Show *exemplar* from now on, unless there is a newer one: Prometheus takes them in their order only."""
+        if self.exemplar is None or exemplar.at > self.exemplar.at:
+            self.exemplar = exemplar
+
+    def openmetrics(self) -> str:
+        """Return the exposition line with the exemplar, if there is one."""
+        text = self.text()
+        return text if self.exemplar is None else f"{text[:-1]}{self.exemplar.text}\n"
+
 
 class Gauge(Counter):
     """A number that goes up and down."""
@@ -74,13 +90,15 @@ class Gauge(Counter):
 class Histogram:
     """Observations counted in buckets; bounds are upper and inclusive, as Prometheus has them."""
 
-    __slots__ = ("_bounds", "_counts", "_template", "_text", "sum")
+    __slots__ = ("_bounds", "_counts", "_template", "_text", "exemplar", "sum")
 
     def __init__(self, name: str, labels: str, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
         self._text: str | None = None
+        #: The newest of each bucket that has one.
+        self.exemplar: dict[int, Exemplar] | None = None
         shown = labels.replace("%", "%%")
         lead = f"{shown}," if shown else ""
         tail = f"{{{shown}}}" if shown else ""
@@ -120,6 +138,25 @@ class Histogram:
             cumulated = tuple(accumulate(self._counts))
             self._text = self._template % (*cumulated, cumulated[-1], self.sum)
         return self._text
+
+    def exemplify(self, exemplar: Exemplar) -> None:
+        """Show *exemplar* with the bucket that its value falls into, unless that has a newer one."""
+        if self.exemplar is None:
+            self.exemplar = {}
+        bucket = bisect_left(self._bounds, exemplar.value)
+        shown = self.exemplar.get(bucket)
+        if shown is None or exemplar.at > shown.at:
+            self.exemplar[bucket] = exemplar
+
+    def openmetrics(self) -> str:
+        """Return all lines, with the exemplars of buckets that have one."""
+        text = self.text()
+        if not self.exemplar:
+            return text
+        lines = text.split("\n")  # buckets come first, and no label has a line break in it
+        for bucket, exemplar in self.exemplar.items():
+            lines[bucket] += exemplar.text
+        return "\n".join(lines)
 
 
 Child = TypeVar("Child", bound="Counter | Histogram")
@@ -173,7 +210,7 @@ class Family(Generic[Child]):
     def _make(self, values: tuple[str, ...]) -> Child:
         if len(values) != len(self.labels):
             raise ValueError(f"{self.name} has labels {self.labels}, not {len(values)} of them")
-        labels = ",".join(f'{name}="{_escape(value)}"' for name, value in zip(self.labels, values, strict=True))
+        labels = ",".join(f'{name}="{escape(value)}"' for name, value in zip(self.labels, values, strict=True))
         return self._child_type(self.name, labels, self._bounds)
 
     def render(self, *, openmetrics: bool) -> Iterator[str]:
@@ -181,8 +218,12 @@ class Family(Generic[Child]):
         if self.children:
             name = self.name.removesuffix("_total") if openmetrics and self.kind == "counter" else self.name
             yield f"# HELP {name} {self._help}\n# TYPE {name} {self.kind}\n"
+            if not openmetrics or self.kind == "gauge":  # no format has exemplars for gauges
+                for child in self.children.values():
+                    yield child.text()
+                return
             for child in self.children.values():
-                yield child.text()
+                yield child.text() if child.exemplar is None else child.openmetrics()
 
 
 class Bound(Generic[Child]):
@@ -197,6 +238,10 @@ class Bound(Generic[Child]):
     def child(self, *values: str) -> Child:
         """As :meth:`Family.child`, without the broker's name."""
         return self.family.child(*values, *self._fixed)
+
+    def find(self, *values: str) -> Child | None:
+        """Return the series with these label values if there is one, without the broker's name."""
+        return self.family.children.get((*values, *self._fixed))
 
     def drop(self) -> None:
         """Count a series as dropped that its owner did not even ask for: there were too many."""
