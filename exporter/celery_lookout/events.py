@@ -43,6 +43,9 @@ class Event(Struct, frozen=True, gc=False):
 
     # task events
     uuid: _Id = ""
+    #: The task that all this began with, and the one that published this; for spans alone.
+    root_id: _Id | None = None
+    parent_id: _Id | None = None
     name: _Name | None = None
     queue: _Id | None = None
     exchange: _Id | None = None
