@@ -76,6 +76,7 @@ requirements:  ## resolve the pinned requirements anew
 	$(COMPILE) pyproject.toml --extra demo --extra fast --extra otlp --group lint --group test -o requirements/test.txt
 	$(COMPILE) requirements/celery-5.3.in -o requirements/celery-5.3.txt
 	$(COMPILE) requirements/celery-5.5.in -o requirements/celery-5.5.txt
+	$(COMPILE) requirements/bugsink.in -o requirements/bugsink.txt
 
 clean:  ## remove what make and the tools made
 	rm -rf .venv .venv-demo .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist signals/dist uv.lock

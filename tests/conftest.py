@@ -1,9 +1,9 @@
 """
 Fixtures for real brokers, workers and clients.
 
-One Redis, one RabbitMQ and one SQS serve the whole run; every test gets its own database, virtual host or region. Tests
-that kill or freeze a broker ask for their own (``own_redis``, ``own_rabbit``, ``own_sqs``). What is not installed skips
-its tests, or fails them when REQUIRE_REAL is set.
+One Redis, one RabbitMQ, one SQS and one bugsink serve the whole run; every test gets its own database, virtual host,
+region or project. Tests that kill or freeze a server ask for their own (``own_redis``, ``own_rabbit``, ``own_sqs``,
+``own_bugsink``). What is not installed skips its tests, or fails them when REQUIRE_REAL is set.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import pytest
 
 from tests.servers.alertmanager import Alertmanager, find_amtool
+from tests.servers.bugsink import BugsinkServer, Project
 from tests.servers.ingest import Ingest
 from tests.servers.otlp import OtlpReceiver
 from tests.servers.pager import Pager
@@ -80,6 +81,13 @@ def sqs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqsServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def bugsink_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BugsinkServer]:
+    """The run's Sentry-compatible server. Do not kill or pause it: others use it."""
+    with BugsinkServer(tmp_path_factory.mktemp("bugsink")) as server:
+        yield server
+
+
 _numbers = itertools.count(1)
 
 
@@ -135,6 +143,19 @@ def own_sqs(tmp_path: Path) -> Iterator[SqsServer]:
     """An SQS for this test alone, to be killed, paused and restarted; it forgets its queues then."""
     with SqsServer(tmp_path / "sqs") as server:
         yield server
+
+
+@pytest.fixture
+def own_bugsink(tmp_path: Path) -> Iterator[BugsinkServer]:
+    """A Sentry-compatible server for this test alone, to be killed, paused and restarted; it keeps what it has."""
+    with BugsinkServer(tmp_path / "bugsink") as server:
+        yield server
+
+
+@pytest.fixture
+def sentry_project(bugsink_server: BugsinkServer) -> Project:
+    """A new project of the run's Sentry-compatible server; its ``dsn`` is what clients need."""
+    return bugsink_server.add_project()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,19 +14,6 @@ import sentry_sdk
 from tests.servers.ingest import Ingest
 from tests.servers.process import wait_until
 from tests.servers.proxy import FaultProxy
-
-
-@pytest.fixture
-def make_sentry() -> Iterator[Callable[..., sentry_sdk.Client]]:
-    clients: list[sentry_sdk.Client] = []
-
-    def make(dsn: str, **options: Any) -> sentry_sdk.Client:
-        clients.append(sentry_sdk.Client(dsn, default_integrations=False, auto_enabling_integrations=False, **options))
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        client.close(timeout=0)
 
 
 @pytest.mark.parametrize("compression", [{}, {"transport_compression_level": 0}])
