@@ -46,7 +46,7 @@ class Running(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Failure(Struct, frozen=True, gc=False):
-    """A task that failed, for the issue "Sentry": nothing else reads it."""
+    """A task that failed, told in full."""
 
     task_id: _Text
     task: _Name
@@ -69,6 +69,11 @@ class Entry(Struct, frozen=True, gc=False):
     task: _Name
     last_sent_at: _Time | None = None
     next_due_at: _Time | None = None
+    #: When it is due: five fields as of cron, or every so many seconds; neither for other schedules.
+    crontab: _Text | None = None
+    every: _Seconds | None = None
+    #: Name of the zone that the schedule goes by.
+    timezone: _Text | None = None
 
 
 class Snapshot(Struct, frozen=True, tag_field="kind"):

@@ -11,11 +11,14 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ._channel import Channel
 from ._guard import guarded
 from ._snapshot import Envelope
+
+_CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 
 #: Entries told of.
 ENTRIES_LIMIT = 1000
@@ -87,7 +90,18 @@ class BeatSide:
         sent = self._sent.get(entry.name)
         if sent is None and entry.total_run_count and entry.last_run_at is not None:
             sent = entry.last_run_at.timestamp()  # by the beat before this one
-        return {"entry": entry.name, "task": entry.task, "last_sent_at": sent, "next_due_at": due_at}
+        told = {"entry": entry.name, "task": entry.task, "last_sent_at": sent, "next_due_at": due_at}
+        with suppress(Exception):  # a schedule of somebody else's class
+            told.update(_schedule(entry.schedule))
+        return told
+
+
+def _schedule(schedule: Any) -> dict[str, Any]:
+    """Return when *schedule* is due, as far as it is a crontab or an interval."""
+    fields = [getattr(schedule, f"_orig_{name}", None) for name in _CRONTAB_FIELDS]
+    if all(isinstance(field, (str, int)) for field in fields):
+        return {"crontab": " ".join(str(field).replace(" ", "") for field in fields), "timezone": str(schedule.tz)}
+    return {"every": schedule.run_every.total_seconds()}
 
 
 class _Plan:

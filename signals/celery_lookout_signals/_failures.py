@@ -30,6 +30,9 @@ KINDS = {
     "WorkerLostError": "worker_lost",
 }
 
+#: What ``MaxRetriesExceededError`` says of the task's arguments: they are nobody's business.
+_ARGUMENTS = re.compile(r"(Can't retry [^\n]{1,600}?\]) args:[^\n]*")
+
 _FRAME = re.compile(r'^\s+File "([^"]+)", line \d+, in (\S+)', re.MULTILINE)
 #: Frames, from the innermost, that make two failures the same.
 _FRAMES = 5
@@ -64,7 +67,8 @@ def class_name(error: BaseException) -> str:
 
 
 def shortened(traceback: str) -> str:
-    """Return *traceback* with its middle left out if it is too long."""
+    """Return *traceback* without a task's arguments, and with its middle left out if it is too long."""
+    traceback = _ARGUMENTS.sub(r"\1", traceback)
     data = traceback.encode("utf-8", "replace")
     if len(data) <= TRACEBACK_LIMIT:
         return traceback

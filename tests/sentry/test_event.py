@@ -537,3 +537,18 @@ def test_live_exception_of_this_process() -> None:
         ("tests/sentry/test_event.py", "test_live_exception_of_this_process", 'json.loads("{")')
     ]
     assert found[-1]["filename"] == "json/decoder.py"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "celery.exceptions.MaxRetriesExceededError: Can't retry shop.mail[1c2d] args:('hunter2',) kwargs:{}",
+        "celery.exceptions.MaxRetriesExceededError: Can't retry shop.mail[1c2d] args:(<\nhunter2\n>,) kwargs:{}",
+        "billiard.pool.MaybeEncodingError: Error sending result: ''{1: 'hunter2'}''. Reason: ''Odd('hunter2')''.",
+    ],
+)
+def test_celery_quotes_arguments_and_results_and_we_do_not(message: str) -> None:
+    failure = replace(FAILURE, exception="Odd()", traceback=f"Traceback (most recent call last):\n{message}\n")
+    event = sentry_event(failure)
+    assert "hunter2" not in json.dumps(event)
+    assert event["exception"]["values"][0]["value"].startswith(("Can't retry shop.mail[1c2d]", "Error sending result"))

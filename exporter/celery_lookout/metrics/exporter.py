@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal, get_args
+
 from ..events import EVENT_TYPES
 from .registry import OTHER, Registry, Scope
+
+#: What becomes of an event for Sentry.
+SentryOutcome = Literal["sent", "rate_limited", "dropped", "failed", "sampled"]
+SENTRY_OUTCOMES: Final[tuple[SentryOutcome, ...]] = get_args(SentryOutcome)
 
 
 class ExporterMetrics:
@@ -85,3 +91,21 @@ class ProcessMetrics:
     def refresh(self) -> None:
         """Bring the count of series up to date, before a scrape is rendered."""
         self._series.set(self._registry.series)
+
+
+class SentryMetrics:
+    """What became of the events for Sentry, of all brokers together."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._events = Scope(registry).counter(
+            "celery_exporter_sentry_events_total",
+            "Events for Sentry by what became of them. rate_limited: by our limits, Sentry's, or a worker's; dropped: a"
+            " full queue, or the end; failed: Sentry did not take it; sampled: left out by --sentry.sample-rate.",
+            ("outcome",),
+        )
+        for outcome in SENTRY_OUTCOMES:
+            self._events.child(outcome)
+
+    def count(self, outcome: SentryOutcome, number: float = 1) -> None:
+        """Count *number* events with this outcome."""
+        self._events.child(outcome).inc(number)

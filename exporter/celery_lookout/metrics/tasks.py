@@ -134,6 +134,11 @@ class TaskSeries:
         for reason in ("soft_time_limit", "hard_time_limit", "worker_lost"):
             families.terminations.child(*labels, reason)
 
+    @property
+    def task(self) -> str:
+        """The value of the label ``task``."""
+        return self._labels[0]
+
     def runtime_of(self, outcome: str) -> Histogram:
         """Return the runtimes of runs that ended in *outcome*: ``succeeded``, ``failed`` or ``retried``."""
         histogram = self.runtime.get(outcome)

@@ -22,6 +22,7 @@ from ..failures import Failure
 from ..state.exceptions import UNKNOWN
 from .frames import Places
 from .tracebacks import UNNAMED, Frame, LeftOut, Raised, parse
+from .values import without_values
 
 LOGGER: Final = "celery-lookout"
 
@@ -179,7 +180,7 @@ def _class(failure: Failure, parsed: str) -> str:
 def _exception(raised: Raised, number: int, places: Places, limits: _Limits) -> dict[str, Any]:
     """Return one of ``exception.values``."""
     module, name = _split(raised.name)
-    value = raised.value
+    value = without_values(raised.value)
     if raised.more:
         value += f"\n… and {raised.more} more exceptions"
     # As SDKs have it: "chained" is what only led to the exception that got out.

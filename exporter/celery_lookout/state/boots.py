@@ -37,8 +37,8 @@ class Boot:
     """One process of a worker. Times are by the worker's clock, except ``heard_at``."""
 
     __slots__ = (
-        "_rows", "at", "gap", "heard_at", "id", "interval", "is_final", "is_rebasing", "pid", "processed",
-        "rebase_until", "rebased_at", "seq", "size", "started_at", "starts_at_close", "told_until",
+        "_rows", "at", "failures_left_out", "gap", "heard_at", "id", "interval", "is_final", "is_rebasing", "pid",
+        "processed", "rebase_until", "rebased_at", "seq", "size", "started_at", "starts_at_close", "told_until",
     )  # fmt: skip
 
     def __init__(self, snapshot: WorkerSnapshot) -> None:
@@ -52,6 +52,7 @@ class Boot:
         self.processed = 0
         self.is_final = False
         self.heard_at = 0.0
+        self.failures_left_out = 0
         #: Events up to this time count for nothing, since snapshots tell of them: infinite while snapshots come.
         self.told_until = 0.0
         self._rows: dict[tuple[str, str], Counted] = {}
@@ -88,6 +89,13 @@ class Boot:
         self.processed = snapshot.processed
         self.is_final = snapshot.final
         self.heard_at = now
+        self.failures_left_out = max(self.failures_left_out, snapshot.failures_left_out)
+
+    def untold_since(self, snapshot: WorkerSnapshot) -> int:
+        """Return how many failures *snapshot* counts as told by none, and those before it did not."""
+        if not self.seq and snapshot.seq > 1:
+            return 0  # we cannot know how many it counted before
+        return max(snapshot.failures_left_out - self.failures_left_out, 0)
 
     def counted(self, task: str, queue: str) -> Counted:
         """Return what is counted of a (task, queue)."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from ..events import TASK_EVENTS, Event
+from ..failures import FailureSink
 from ..metrics.beat import BeatMetrics
 from ..metrics.exporter import ExporterMetrics
 from ..metrics.limits import LabelBudget
@@ -83,10 +84,11 @@ class _Vanished(NamedTuple):
 
 
 class Cluster:
-    """Everything known of one broker's cluster."""
+    """Everything known of one broker's cluster. *failures* is told of each task that fails for good."""
 
-    def __init__(self, scope: Scope, options: ClusterOptions) -> None:
+    def __init__(self, scope: Scope, options: ClusterOptions, failures: FailureSink | None = None) -> None:
         limits = options.limits
+        self._failures = failures
         self.exporter = ExporterMetrics(scope)
         self.routes = Routes()
         self.workers = Workers(WorkerMetrics(scope), limits.workers)
@@ -103,6 +105,7 @@ class Cluster:
             limit=limits.tasks_in_flight,
             names=names,
             exceptions=LabelBudget(limits.exceptions),
+            failures=failures,
         )
         self.beats = Beats(BeatMetrics(scope), names=names)
         self.snapshots = Snapshots(
@@ -112,6 +115,7 @@ class Cluster:
             queues=self.queues,
             refused=self.refused_snapshot,
             lose=self._lose,
+            failures=failures,
         )
         self.precedence = Precedence(
             count=self.tasks.handlers, note=self.tasks.note, lose=self._lose, fault=self._fault
@@ -218,6 +222,8 @@ class Cluster:
         try:
             if isinstance(snapshot, BeatSnapshot):
                 self.beats.take(snapshot, now)
+                if self._failures is not None and not is_old:
+                    self._failures.take_beat(snapshot, now)
                 return
             self._workers_answer |= self.snapshots.take(snapshot, now, live=live, is_old=is_old)
         except Exception as error:  # noqa: BLE001  # as in ``fold``

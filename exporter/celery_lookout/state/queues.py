@@ -140,6 +140,10 @@ class Queues:
         """Return the names of all known queues."""
         return frozenset(self._queues.keys() - {OTHER, UNKNOWN})
 
+    def waiting(self) -> dict[str, int]:
+        """Return how many messages are ready in each queue that has any."""
+        return {name: queue.ready for name, queue in self._queues.items() if queue.ready}
+
     def take(self, reading: BrokerReading) -> list[str]:
         """Take in a poll of the broker; return the ids of tasks that it has no more and that nobody received."""
         self._read_at = reading.read_at

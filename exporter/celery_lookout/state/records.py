@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Struct
 
@@ -27,6 +27,18 @@ class Row:
         #: Scratch for :meth:`Tasks.refresh`.
         self.running = 0
         self.running_since = 0.0
+
+
+class Work(NamedTuple):
+    """What comes of a queue's tasks."""
+
+    #: Starts and ends counted, of all kinds.
+    done: float
+    #: Seconds that the longest-running one has run; 0 if none runs.
+    oldest_running: float
+
+
+NO_WORK: Final = Work(0.0, 0.0)
 
 
 class RunningTasks(NamedTuple):

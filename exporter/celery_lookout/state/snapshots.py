@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, TypeAlias
 
+from ..failures import Failure, FailureSink, is_kind
 from ..metrics.exporter import ExporterMetrics
 from ..metrics.tasks import PEAK_MEMORY_BUCKETS, RUNTIME_BUCKETS, WAIT_BUCKETS, TaskSeries
+from ..snapshots import Failure as ToldFailure
 from ..snapshots import Row as ToldRow
 from ..snapshots import WorkerSnapshot
 from .boots import Boot, rise
@@ -112,6 +114,7 @@ class Snapshots:
         queues: Queues,
         refused: Callable[[str, int], None],
         lose: Callable[[Worker], None],
+        failures: FailureSink | None,
     ) -> None:
         self._exporter = exporter
         self._tasks = tasks
@@ -119,6 +122,7 @@ class Snapshots:
         self._queues = queues
         self._refused = refused
         self._lose = lose
+        self._failures = failures
         self._size = 0
         #: Starts told of, and waits: tasks whose publisher stamps them.
         self.starts = 0
@@ -147,7 +151,12 @@ class Snapshots:
                 self._exporter.events_lost.inc(coverage.open(boot, snapshot))
             if boot.seq:
                 self._exporter.snapshots_missed.inc(snapshot.seq - boot.seq - 1)
+            untold = boot.untold_since(snapshot)
             boot.hear(snapshot, now)
+            if self._failures is not None and snapshot.counts and not is_old:
+                for told in snapshot.failures:
+                    self._failures.take(_failure(told, snapshot.node))
+                self._failures.take_untold(untold)
         if snapshot.counts and not is_old and snapshot.at >= boot.rebased_at:
             self._count(boot, snapshot)
         if is_newer and is_latest:
@@ -223,3 +232,20 @@ class Snapshots:
         ]
         if snapshot.final:
             self._lose(worker)
+
+
+def _failure(told: ToldFailure, worker: str) -> Failure:
+    return Failure(
+        kind=told.kind if is_kind(told.kind) else "exception",
+        task_id=told.task_id,
+        task=told.task,
+        queue=told.queue,
+        worker=worker,
+        retries=told.retries,
+        at=told.at,
+        exception=told.exception,
+        traceback=told.traceback,
+        runtime=told.runtime,
+        trace_id=told.trace_id,
+        sentry_event_id=told.sentry_event_id,
+    )

@@ -18,16 +18,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ..events import Event
+from ..failures import Failure, FailureKind, FailureSink, shortened
 from ..metrics.exporter import ExporterMetrics
 from ..metrics.limits import LabelBudget
 from ..metrics.tasks import TaskMetrics, TaskSeries
 from ..readings import ActiveTask
 from .exceptions import exception_class
 from .queues import UNKNOWN, Queues
-from .records import Attempt, Held, Row, RunningTasks, Task, unix_time
+from .records import NO_WORK, Attempt, Held, Row, RunningTasks, Task, Work, unix_time
 from .routes import Routes
 from .workers import Worker, Workers
 
@@ -52,11 +53,14 @@ NOT_FAILURES: Final = frozenset({"Reject", "Ignore"})
 #: Of these one is a task's last, unless it says that the message was put back.
 FINAL_EVENTS: Final = frozenset({"task-succeeded", "task-failed", "task-revoked", "task-rejected"})
 
-TERMINATIONS: Final = {
+TERMINATIONS: Final[dict[str, Literal["soft_time_limit", "hard_time_limit", "worker_lost"]]] = {
     "SoftTimeLimitExceeded": "soft_time_limit",
     "TimeLimitExceeded": "hard_time_limit",
     "WorkerLostError": "worker_lost",
 }
+
+#: What kind of failure a class of exception is, where it is not simply an exception.
+_KINDS: Final[dict[str, FailureKind]] = {**TERMINATIONS, "NotRegistered": "unknown_task"}
 
 
 class Tasks:
@@ -73,6 +77,7 @@ class Tasks:
         limit: int,
         names: LabelBudget,
         exceptions: LabelBudget,
+        failures: FailureSink | None,
     ) -> None:
         self._metrics = metrics
         self._exporter = exporter
@@ -82,6 +87,7 @@ class Tasks:
         self._limit = limit
         self._names = names
         self.exceptions = exceptions
+        self._failures = failures
         self._tasks: dict[str, Task] = {}
         self._rows: dict[tuple[str, str], Row] = {}
         self._held: dict[str, Held] = {}
@@ -139,6 +145,16 @@ class Tasks:
             row.series.running.set(row.running)
             row.series.oldest_running.set(round(max(now - row.running_since, 0.0), 3) if row.running else 0)
         self._exporter.tasks_tracked.set(len(self._tasks))
+
+    def work(self) -> dict[str, Work]:
+        """Return what came of each queue's tasks, as of the last refresh."""
+        found: dict[str, Work] = {}
+        for row in self._rows.values():
+            series = row.series
+            done, oldest_running = found.get(row.queue.name, NO_WORK)
+            done += series.started.value + series.succeeded.value + series.failed.value + series.retried.value
+            found[row.queue.name] = Work(done, max(oldest_running, series.oldest_running.value))
+        return found
 
     def summary(self) -> list[dict[str, Any]]:
         """Return a row per (task, queue) for the status page, the busiest first."""
@@ -280,6 +296,8 @@ class Tasks:
             series.retries_exhausted.inc()
         if task.started_at and termination != "worker_lost":  # whose death is noticed seconds later
             series.observe_runtime("failed", event.timestamp - task.started_at)
+        if self._failures is not None:
+            self._failures.take(_failure(event, task, _KINDS.get(raised, "exception")))
 
     def _retried(self, event: Event) -> None:
         task = self._find(event)
@@ -515,8 +533,42 @@ class Tasks:
         """
         for running in told:
             running.row.series.lost.inc(running.acknowledged)
+            if running.acknowledged:
+                self._tell_lost("", running.row, worker, running.oldest_start)
         told.clear()
         for task_id, task in list(worker.running.items()):
             if task.started_at <= before:
                 task.row.series.lost.inc()
+                self._tell_lost(task_id, task.row, worker, task.started_at, max(task.retries, 0))
                 self.let_go_silently(worker, [task_id])
+
+    def _tell_lost(self, task_id: str, row: Row, worker: Worker, started_at: float, retries: int = 0) -> None:
+        """Tell of a task that is lost, or of several of one kind without their ids."""
+        if self._failures is not None:
+            self._failures.take(
+                Failure(
+                    kind="lost",
+                    task_id=task_id,
+                    task=row.series.task,
+                    queue=row.queue.name,
+                    worker=worker.name,
+                    retries=retries,
+                    at=self._now,
+                    runtime=max(self._now - started_at, 0.0),
+                )
+            )
+
+
+def _failure(event: Event, task: Task, kind: FailureKind) -> Failure:
+    return Failure(
+        kind=kind,
+        task_id=event.uuid,
+        task=task.row.series.task,
+        queue=task.row.queue.name,
+        worker=event.hostname,
+        retries=max(task.retries, 0),
+        at=event.timestamp,
+        exception=shortened(event.exception or ""),
+        traceback=shortened(event.traceback or ""),
+        runtime=max(event.timestamp - task.started_at, 0.0) if task.started_at else None,
+    )
