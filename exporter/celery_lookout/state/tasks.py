@@ -15,6 +15,7 @@ Events come late, twice, out of order or never. What makes the counts right all 
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -58,6 +59,8 @@ TERMINATIONS: Final[dict[str, Literal["soft_time_limit", "hard_time_limit", "wor
     "TimeLimitExceeded": "hard_time_limit",
     "WorkerLostError": "worker_lost",
 }
+
+_NOT_REGISTERED: Final = re.compile(r"NotRegistered\('([^'\\]{1,255})'\)")
 
 #: What kind of failure a class of exception is, where it is not simply an exception.
 _KINDS: Final[dict[str, FailureKind]] = {**TERMINATIONS, "NotRegistered": "unknown_task"}
@@ -560,10 +563,12 @@ class Tasks:
 
 
 def _failure(event: Event, task: Task, kind: FailureKind) -> Failure:
+    # The only event of a task that no worker knows has its name just there, unless its publisher told.
+    named = _NOT_REGISTERED.fullmatch(event.exception or "") if task.row.series.task == UNKNOWN else None
     return Failure(
         kind=kind,
         task_id=event.uuid,
-        task=task.row.series.task,
+        task=task.row.series.task if named is None else named[1],
         queue=task.row.queue.name,
         worker=event.hostname,
         retries=max(task.retries, 0),
