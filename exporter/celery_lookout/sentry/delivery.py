@@ -124,7 +124,9 @@ class Delivery:
             seconds, _, rest = limit.strip().partition(":")
             for category in rest.partition(":")[0].split(";"):
                 if category in ("", *_CATEGORIES.values()) and _seconds(seconds):
-                    self._silent_until[category] = self._clock() + _seconds(seconds)
+                    # There may be several limits of one category: the longest counts.
+                    until = max(self._clock() + _seconds(seconds), self._silent_until.get(category, 0.0))
+                    self._silent_until[category] = until
 
     def _failed(self, why: str) -> None:
         if not self._failing:
