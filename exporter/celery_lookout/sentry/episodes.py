@@ -88,7 +88,7 @@ class Episodes:
 
     def _queues(self, now: float) -> Iterator[Episode]:
         work = self._cluster.tasks.work()
-        waiting = self._cluster.queues.waiting()
+        waiting = self._audible()
         self._still = {name: still for name, still in self._still.items() if name in waiting}
         for name, ready in waiting.items():
             done, oldest_running = work.get(name, NO_WORK)
@@ -99,6 +99,14 @@ class Episodes:
             if now - since >= self._stuck_after:
                 what = f"{ready} tasks wait in {name}, and none has started or ended for {now - since:.0f} seconds"
                 yield Episode("queue_stuck", name, since, what)
+
+    def _audible(self) -> dict[str, int]:
+        """Return how many tasks wait in each queue of which it would be known if one started."""
+        if not self._cluster.exporter.broker_up.value:
+            return {}
+        silent = self._cluster.workers_without_task_events()
+        unknown = {queue.name for worker in self._cluster.workers if worker.name in silent for queue in worker.queues}
+        return {name: ready for name, ready in self._cluster.queues.waiting().items() if name not in unknown}
 
 
 def _has_vanished(worker: Worker, now: float) -> bool:
