@@ -6,7 +6,7 @@ Times are seconds after ``EPOCH``, on the clock of everybody; a test that is abo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -46,10 +46,16 @@ class Watched:
     """A cluster, its registry and its clock."""
 
     def __init__(
-        self, options: ClusterOptions | None = None, *, registry: Registry | None = None, broker: str | None = None
+        self,
+        options: ClusterOptions | None = None,
+        *,
+        registry: Registry | None = None,
+        broker: str | None = None,
+        trace_id_of: Callable[[str], str | None] | None = None,
     ) -> None:
         self.registry = registry or Registry()
-        self.cluster = Cluster(Scope(self.registry, broker), options or ClusterOptions())
+        scope = Scope(self.registry, broker)
+        self.cluster = Cluster(scope, options or ClusterOptions(), trace_id_of=trace_id_of)
         self.seconds = 0.0
         self._seen: dict[str, float] = {}
         self.cluster.tick(EPOCH)
@@ -95,6 +101,20 @@ class Watched:
         """Return what a scrape would show now of the families that begin with *prefix*."""
         self.cluster.refresh(self.now)
         return {name: value for name, value in parse(self.registry.render()).items() if name.startswith(prefix)}
+
+    def exemplars(self) -> dict[str, tuple[dict[str, str], float, float]]:
+        """Return the exemplars of a scrape, by series: their labels, their value, and their time as in the tests."""
+        text = self.registry.render(openmetrics=True) + "# EOF\n"
+        samples = [sample for family in families(text, openmetrics=True) for sample in family.samples]
+        return {
+            series(sample.name, **sample.labels): (
+                sample.exemplar.labels,
+                sample.exemplar.value,
+                round(float(sample.exemplar.timestamp) - EPOCH, 3),
+            )
+            for sample in samples
+            if sample.exemplar is not None
+        }
 
     def changes(self, prefix: str = "celery_task_") -> dict[str, float]:
         """

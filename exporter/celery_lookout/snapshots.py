@@ -23,6 +23,15 @@ _Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 _Total = Annotated[int, Meta(ge=0, le=2**63 - 1)] | Annotated[float, Meta(ge=0, le=1e18)]
 
 
+class Exemplar(Struct, frozen=True, array_like=True, gc=False):
+    """One task that a total is about."""
+
+    trace_id: _Text
+    task_id: _Text
+    value: _Seconds
+    at: _Time
+
+
 class Row(Struct, frozen=True, gc=False):
     """What a process counted of one (task, queue)."""
 
@@ -32,6 +41,8 @@ class Row(Struct, frozen=True, gc=False):
     totals: Annotated[dict[_Name, tuple[_Total, _Total]], Meta(max_length=600)]
     last_success_at: _Time | None = None
     last_failure_at: _Time | None = None
+    #: Of some totals, the newest one.
+    exemplars: Annotated[dict[_Name, Exemplar], Meta(max_length=600)] = {}
 
 
 class Running(Struct, frozen=True, array_like=True, gc=False):

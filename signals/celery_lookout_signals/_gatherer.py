@@ -21,7 +21,7 @@ from ._pipe import Memory, Pipe
 from ._queues import QueueNames
 from ._records import ABORTED, NAME_LIMIT, UNMEASURED, Failure, Run
 from ._totals import Totals
-from ._traces import trace_id_of
+from ._traces import recorded_id, trace_id_of, trace_of
 
 #: Failures in one snapshot, and of one kind among them.
 FAILURES_LIMIT = 20
@@ -115,11 +115,22 @@ class Gatherer:
         """A message names a task that this worker does not have: ``task_unknown``."""
         queue = self._queues.name_of(message.delivery_info)
         now = time.time()
-        self._heard.append(Run(task, queue, "failed", "NotRegistered", started=False, ended_at=now))
+        trace, told_id = trace_of(message.headers or {}), task_id[:NAME_LIMIT]
+        run = Run(
+            task=task,
+            queue=queue,
+            outcome="failed",
+            exception="NotRegistered",
+            started=False,
+            ended_at=now,
+            trace_id=recorded_id(trace),
+            task_id=told_id,
+        )
+        self._heard.append(run)
         if self._limiter.admits(task, NOT_REGISTERED):
             self._failures.append(
                 Failure(
-                    task_id=task_id[:NAME_LIMIT],
+                    task_id=told_id,
                     task=task[:NAME_LIMIT],
                     queue=queue,
                     retries=0,
@@ -128,7 +139,7 @@ class Gatherer:
                     exception=NOT_REGISTERED,
                     traceback=f"{NOT_REGISTERED}: {task!r}",
                     fingerprint=fingerprint(task, NOT_REGISTERED, ""),
-                    trace_id=trace_id_of(message.headers or {}),
+                    trace_id=None if trace is None else trace.id,
                 )
             )
 
@@ -155,6 +166,8 @@ class Gatherer:
             ended_at=now,
             runtime=runtime,
             wait=message.wait(request.time_start),
+            trace_id=recorded_id(trace_of(request.request_dict)),
+            task_id=str(request.id)[:NAME_LIMIT],
         )
 
     # -- counting
@@ -209,7 +222,11 @@ class Gatherer:
             self._started.discard(attempt)
         elif run.started:
             row.count_start(run.wait)
+            if run.trace_id:
+                row.exemplify_start(run.wait, run.trace_id, run.task_id, run.ended_at)
         row.count_end(run)
+        if run.trace_id:
+            row.exemplify_end(run)
         self.failed += run.outcome == "failed"
 
     def _count_starts(self) -> None:
@@ -221,7 +238,11 @@ class Gatherer:
         for attempt in running.keys() - self._started - self._ended:
             request, message = running[attempt]
             self._started.add(attempt)
-            self.totals.row(request.name, message.queue).count_start(message.wait(request.time_start))
+            row, wait = self.totals.row(request.name, message.queue), message.wait(request.time_start)
+            row.count_start(wait)
+            trace_id = recorded_id(trace_of(request.request_dict))
+            if trace_id:
+                row.exemplify_start(wait, trace_id, str(request.id)[:NAME_LIMIT], request.time_start)
         # Whoever is not running any more has told its end, or nobody will.
         self._started &= running.keys()
         self._ended &= running.keys()

@@ -72,6 +72,9 @@ def _connect_runs(runs: Runs) -> None:
     _State.runs = runs
     _connect(signals.task_prerun, runs.begin)
     _connect(signals.task_postrun, runs.end)
+    # Before others' handlers: OpenTelemetry's ends the span that the run belongs to, and may export it.
+    handlers = signals.task_postrun.receivers
+    handlers[:] = [*handlers[-1:], *handlers[:-1]]
 
 
 def _worker_init(sender: Any = None, **_: Any) -> None:

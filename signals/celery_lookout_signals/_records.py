@@ -56,6 +56,9 @@ class Run(NamedTuple):
     #: Records that the process could not hand over before this one.
     lost_before: int = 0
     faults: int = 0
+    #: Of a run that is an exemplar: the id of its trace, and that of the task. Empty of all others.
+    trace_id: str = ""
+    task_id: str = ""
 
 
 class Failure(NamedTuple):
@@ -79,7 +82,8 @@ _FRAME = struct.Struct("<HB")  # length of the rest, kind
 _RUN = struct.Struct("<BqI??ddddQQQQ")
 _FRAMED_RUN = struct.Struct(_FRAME.format + _RUN.format[1:])
 _PART = struct.Struct("<IB")  # process, whether more parts follow
-_RUN_KIND, _PART_KIND = 1, 2
+#: A run that is an exemplar has two more names behind the others.
+_RUN_KIND, _PART_KIND, _EXEMPLAR_KIND = 1, 2, 3
 #: Largest count in a record.
 _MOST = 2**32 - 1
 
@@ -97,9 +101,13 @@ def whole(number: Any) -> int:
 
 def encode_run(run: Run) -> bytes:
     """Return the record of *run*, at most ``PIPE_BUF`` bytes."""
-    task, queue, outcome, exception, *numbers = run
-    names = _encode_names(task, queue, exception)
-    return _FRAMED_RUN.pack(_RUN.size + len(names), _RUN_KIND, _OUTCOME_NUMBERS[outcome], *numbers) + names
+    task, queue, outcome, exception, *numbers, trace_id, task_id = run
+    names, kind = _encode_names(task, queue, exception), _RUN_KIND
+    if trace_id:
+        ids = "\0{}\0{}".format(trace_id, task_id[:NAME_LIMIT].replace("\0", " ")).encode("utf-8", "replace")
+        if len(names) + len(ids) <= _NAMES_LIMIT:
+            names, kind = names + ids, _EXEMPLAR_KIND
+    return _FRAMED_RUN.pack(_RUN.size + len(names), kind, _OUTCOME_NUMBERS[outcome], *numbers) + names
 
 
 def encode_failure(failure: Failure) -> list[bytes]:
@@ -133,6 +141,10 @@ class Decoder:
             at = body + size
             if kind == _RUN_KIND:
                 yield _decode_run(data, body, at)
+            elif kind == _EXEMPLAR_KIND:
+                names, trace_id, task_id = data[body + _RUN.size : at].rsplit(b"\0", 2)
+                run = _decode_run(data, body, body + _RUN.size + len(names))
+                yield run._replace(trace_id=trace_id.decode(), task_id=task_id.decode())
             else:
                 failure = self._join(data[body:at])
                 if failure is not None:

@@ -8,17 +8,33 @@ told from here, and the main process learns what became of the task.
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, Union
 
 from . import _guard
 from ._failures import KINDS, Limiter, class_name, fingerprint, shortened
 from ._measure import Meter
 from ._messages import Message, Messages
 from ._records import ABORTED, UNMEASURED, Failure, Run
-from ._traces import current_trace_id, sentry_event_id, trace_id_of
+from ._traces import current_trace, current_trace_id, recorded_id, sentry_event_id, trace_id_of, trace_of
 
 #: Celery's states to outcomes in the words of the wire format. A rejection has two, see ``_rare_outcome``.
 _OUTCOMES = {"SUCCESS": "succeeded", "FAILURE": "failed", "RETRY": "retried", "IGNORED": "ignored"}
+
+#: Seconds from one exemplar of a kind of run to the next, in one process.
+EXEMPLAR_SECONDS = 1.0
+
+#: The same after a run that could not be one: its trace is not recorded, or there is none. A look takes microseconds.
+NO_TRACE_SECONDS = 0.02
+
+#: In between, exemplars are runs that took twice as long as the last one, but not less than this: the histogram's
+#: shortest bucket is of runs that are alike.
+SHORT_SECONDS = 0.005
+
+#: Runs that take as long as this are all exemplars.
+LONG_SECONDS = 1.0
+
+#: Kinds of runs remembered by a process.
+KINDS_LIMIT = 1000
 
 
 class Sink(Protocol):
@@ -34,6 +50,12 @@ class Sink(Protocol):
 #: A run under way: its message, when it began by the Unix and by the monotonic clock, CPU seconds until then.
 _Begun = tuple[Message, float, float, float]
 
+#: What runs of one kind have in common: the task, and if they did not succeed, outcome and exception.
+_Kind = Union[str, tuple[str, str, str]]
+
+#: Of a kind, the monotonic time from which any run is an exemplar, and the seconds from which one is before.
+_ANY = (0.0, 0.0)
+
 
 class Runs:
     """The runs of one process."""
@@ -44,6 +66,7 @@ class Runs:
         self._messages = messages
         self._limiter = Limiter()
         self._begun: dict[str, _Begun] = {}
+        self._exemplars: dict[_Kind, tuple[float, float]] = {}
 
     def begin(self, task: Any, task_id: str, **_: Any) -> None:
         """Take note of ``task_prerun``. A task that another one calls in place (``apply``) is part of that one."""
@@ -86,27 +109,42 @@ class Runs:
                 self._sink.send(Run("", "", ABORTED, started=False, faults=faults))
             return
         message, started_at, since, cpu_before = begun
-        runtime = time.monotonic() - since
+        now = time.monotonic()
+        runtime = now - since
         cpu, growth, peak = self._meter.end(task.name)
         outcome = _OUTCOMES.get(state or "") or _rare_outcome(state, retval)
-        self._sink.send(
-            Run(
-                task=task.name,
-                queue=message.queue,
-                outcome=outcome,
-                exception="" if outcome == "succeeded" else _exception(outcome, retval),
-                key=message.key,
-                retries=message.retries,
-                redelivered=message.redelivered,
-                ended_at=time.time(),
-                runtime=runtime,
-                wait=message.wait(started_at),
-                cpu=UNMEASURED if self._meter.cpu_clock is None else max(cpu - cpu_before, 0.0),
-                growth=growth,
-                peak=peak,
-                faults=faults,
-            )
+        run = Run(
+            task=task.name,
+            queue=message.queue,
+            outcome=outcome,
+            exception="" if outcome == "succeeded" else _exception(outcome, retval),
+            key=message.key,
+            retries=message.retries,
+            redelivered=message.redelivered,
+            ended_at=time.time(),
+            runtime=runtime,
+            wait=message.wait(started_at),
+            cpu=UNMEASURED if self._meter.cpu_clock is None else max(cpu - cpu_before, 0.0),
+            growth=growth,
+            peak=peak,
+            faults=faults,
         )
+        kind = task.name if outcome == "succeeded" else (task.name, outcome, run.exception)
+        due, long = self._exemplars.get(kind, _ANY)
+        if now >= due or runtime >= long:
+            run = self._exemplify(run, kind, now, task_id, task.request)
+        self._sink.send(run)
+
+    def _exemplify(self, run: Run, kind: _Kind, now: float, task_id: str, request: Any) -> Run:
+        """Return *run* as an exemplar, if its trace is known and recorded."""
+        trace_id = recorded_id(current_trace() or trace_of(vars(request)))
+        due, _ = self._exemplars.get(kind, _ANY)
+        if now >= due:
+            due = now + (EXEMPLAR_SECONDS if trace_id else NO_TRACE_SECONDS)
+        if len(self._exemplars) >= KINDS_LIMIT:
+            self._exemplars.clear()
+        self._exemplars[kind] = due, min(max(2 * run.runtime, SHORT_SECONDS), LONG_SECONDS)
+        return run._replace(trace_id=trace_id, task_id=str(task_id)) if trace_id else run
 
     def has(self, task_id: str) -> bool:
         """Say whether a run of this task is under way here."""

@@ -25,6 +25,8 @@ PEAK_BUCKETS = tuple(float(16 * 2**20 * 2**power) for power in range(11))
 ROWS_LIMIT = 1000
 #: Classes of exception of one row.
 EXCEPTIONS_LIMIT = 50
+#: Exemplars of one row that are kept for the next snapshot.
+EXEMPLARS_LIMIT = 64
 OTHER = "_other"
 
 _TERMINATIONS = {
@@ -32,6 +34,9 @@ _TERMINATIONS = {
     "TimeLimitExceeded": "hard_time_limit",
     "WorkerLostError": "worker_lost",
 }
+
+#: Trace id, task id, value, Unix time.
+Exemplar = tuple[str, str, float, float]
 
 
 class _Histogram:
@@ -41,6 +46,10 @@ class _Histogram:
         self.bounds = bounds
         self.buckets = [f"{name}:{number}" for number in range(len(bounds) + 1)]
         self.sum = f"{name}:sum"
+
+
+def _bucket(histogram: _Histogram, value: float) -> str:
+    return histogram.buckets[bisect_left(histogram.bounds, value)]
 
 
 _WAIT = _Histogram("wait", WAIT_BUCKETS)
@@ -54,7 +63,7 @@ _RUNTIMES = {
 class Row:
     """The totals of one (task, queue)."""
 
-    __slots__ = ("_classes", "last_failure_at", "last_success_at", "queue", "sent", "task", "totals")
+    __slots__ = ("_classes", "exemplars", "last_failure_at", "last_success_at", "queue", "sent", "task", "totals")
 
     def __init__(self, task: str, queue: str) -> None:
         self.task = task
@@ -62,6 +71,8 @@ class Row:
         self.totals: defaultdict[str, float] = defaultdict(int)
         #: The totals as they were sent last.
         self.sent: dict[str, float] = {}
+        #: Since the last snapshot, the newest exemplar of a total: trace id, task id, value and Unix time.
+        self.exemplars: dict[str, Exemplar] = {}
         self.last_success_at: float | None = None
         self.last_failure_at: float | None = None
         self._classes: set[str] = set()
@@ -91,6 +102,28 @@ class Row:
         if run.growth:
             self.totals["memory_growth_bytes"] += run.growth
 
+    def exemplify_start(self, wait: float, trace_id: str, task_id: str, at: float) -> None:
+        """Keep a task whose start was counted as exemplar of its wait."""
+        if wait != UNMEASURED:
+            self._exemplify(_bucket(_WAIT, wait), (trace_id, task_id, round(wait, 6), round(at, 3)))
+
+    def exemplify_end(self, run: Run) -> None:
+        """Keep *run* as exemplar of how it ended, which was counted."""
+        at = round(run.ended_at, 3)
+        runtimes = _RUNTIMES.get(run.outcome)
+        if run.runtime != UNMEASURED and runtimes is not None:
+            key = _bucket(runtimes, run.runtime)
+            self._exemplify(key, (run.trace_id, run.task_id, round(run.runtime, 6), at))
+        if run.outcome == "failed":
+            for failure in ("failed", f"exception:{self._class(run.exception)}", _TERMINATIONS.get(run.exception)):
+                if failure is not None:
+                    self._exemplify(failure, (run.trace_id, run.task_id, 1, at))
+
+    def _exemplify(self, key: str, exemplar: Exemplar) -> None:
+        known = self.exemplars.get(key)
+        if len(self.exemplars) < EXEMPLARS_LIMIT if known is None else known[-1] <= exemplar[-1]:
+            self.exemplars[key] = exemplar
+
     def _count_failure(self, run: Run) -> None:
         self.last_failure_at = max(self.last_failure_at or 0.0, run.ended_at)
         self.totals[f"exception:{self._class(run.exception)}"] += 1
@@ -101,7 +134,7 @@ class Row:
             self.totals["retries_exhausted"] += 1
 
     def _observe(self, histogram: _Histogram, value: float) -> None:
-        self.totals[histogram.buckets[bisect_left(histogram.bounds, value)]] += 1
+        self.totals[_bucket(histogram, value)] += 1
         self.totals[histogram.sum] += value
 
     def _class(self, name: str) -> str:
@@ -148,14 +181,22 @@ def changes(row: Row, *, everything: bool) -> dict[str, list[float]]:
     }
 
 
-def wire_row(row: Row, totals: dict[str, list[float]]) -> dict[str, Any]:
-    """Return *row* with *totals* as snapshots have it."""
+def newest(row: Row, limit: int) -> dict[str, Exemplar]:
+    """Return the exemplars of *row*, the newest if there are more than *limit*."""
+    if len(row.exemplars) <= limit:
+        return dict(row.exemplars)
+    return dict(sorted(row.exemplars.items(), key=lambda item: item[1][-1], reverse=True)[:limit])
+
+
+def wire_row(row: Row, totals: dict[str, list[float]], exemplars: dict[str, Exemplar]) -> dict[str, Any]:
+    """Return *row* with *totals* and *exemplars* as snapshots have it."""
     return {
         "task": row.task,
         "queue": row.queue,
         "last_success_at": row.last_success_at,
         "last_failure_at": row.last_failure_at,
         "totals": totals,
+        "exemplars": exemplars,
     }
 
 

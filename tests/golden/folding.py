@@ -56,7 +56,7 @@ def fold_snapshots() -> str:
     Return what a scrape shows after all of ``SNAPSHOTS``, each of which is read by itself.
 
     Without help texts and without histograms' buckets that are empty, but with the others: which one a value belongs
-    to is part of the wire.
+    to is part of the wire. Lines with exemplars follow, as only OpenMetrics has them.
     """
     registry = Registry()
     cluster = Cluster(Scope(registry), ClusterOptions(latency_slos={"celery": 60.0}))
@@ -69,7 +69,9 @@ def fold_snapshots() -> str:
         cluster.take_snapshots([], [snapshot] if snapshot is not None else [], now)
         cluster.snapshots_polled(number, now, worked=True)
     _afterwards(cluster, now)
-    return "".join(line for line in _without_help(registry) if not ("_bucket{" in line and line.endswith(" 0\n")))
+    text = "".join(line for line in _without_help(registry) if not ("_bucket{" in line and line.endswith(" 0\n")))
+    lines = registry.render(openmetrics=True).splitlines(keepends=True)
+    return text + "".join(line for line in lines if " # {" in line)
 
 
 def _afterwards(cluster: Cluster, now: float) -> None:

@@ -155,6 +155,17 @@ def test_fields_of_the_wrong_type_or_size_are_refused(fields: dict[str, Any], in
         {"totals": {LONG: [0, 1]}},
         {"totals": {str(number): [0, 1] for number in range(601)}},
         {"last_success_at": "now"},
+        {"exemplars": []},
+        {"exemplars": {"failed": {}}},
+        {"exemplars": {"failed": []}},
+        {"exemplars": {"failed": ["4b", "id", 1]}},
+        {"exemplars": {"failed": [None, "id", 1, NOW]}},
+        {"exemplars": {"failed": [LONG, "id", 1, NOW]}},
+        {"exemplars": {"failed": ["4b", LONG, 1, NOW]}},
+        {"exemplars": {"failed": ["4b", "id", -1, NOW]}},
+        {"exemplars": {"failed": ["4b", "id", 1, 1e12]}},
+        {"exemplars": {LONG: ["4b", "id", 1, NOW]}},
+        {"exemplars": {str(number): ["4b", "id", 1, NOW] for number in range(601)}},
     ],
     ids=lambda bad: str(bad)[:40],
 )
@@ -162,6 +173,13 @@ def test_a_bad_row_costs_the_others_nothing(bad: dict[str, Any], intake: Intake)
     found = intake.worker(worker(rows=[ROW, ROW | bad, ROW], failures=[FAILURE, {"task_id": 1}]))
     assert (len(found.rows), len(found.failures)) == (2, 1)
     assert intake.refused == {"field": 2}
+
+
+def test_an_exemplar_of_the_future_may_tell_more(intake: Intake) -> None:
+    row = ROW | {"exemplars": {"failed": ["4b", "id", 1, NOW, "a span", {}]}}
+    [found] = intake.worker(worker(rows=[row])).rows
+    assert found.exemplars["failed"].at == NOW
+    assert intake.refused == {}
 
 
 def test_a_bad_entry_costs_the_others_nothing(intake: Intake) -> None:

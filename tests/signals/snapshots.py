@@ -29,7 +29,7 @@ _WORKER = {
     "rows", "failures", "failures_left_out",
 }  # fmt: skip
 _BEAT = {"entries", "entries_left_out"}
-_ROW = {"task", "queue", "last_success_at", "last_failure_at", "totals"}
+_ROW = {"task", "queue", "last_success_at", "last_failure_at", "totals", "exemplars"}
 _FAILURE = {
     "task_id", "task", "queue", "retries", "at", "kind", "exception", "traceback", "fingerprint", "runtime",
     "trace_id", "sentry_event_id",
@@ -145,6 +145,14 @@ def parse(body: bytes) -> Snapshot:
             assert row.keys() == _ROW
             assert row["totals"]
             assert all(0 <= before <= now for before, now in row["totals"].values()), row
+            # Of what is told, and nothing else.
+            assert row["exemplars"].keys() <= row["totals"].keys()
+            assert len(row["exemplars"]) <= 64
+            for trace_id, task_id, value, at in row["exemplars"].values():
+                assert len(trace_id) == 32
+                assert task_id
+                assert value >= 0
+                assert snapshot["started_at"] < at <= snapshot["at"]
         for failure in snapshot["failures"]:
             assert failure.keys() == _FAILURE
             assert len(failure["traceback"].encode()) <= 16 * 1024

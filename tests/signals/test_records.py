@@ -47,6 +47,15 @@ runs = st.builds(
     peak=sizes,
     lost_before=st.integers(0, 0xFFFF),
     faults=st.integers(0, 0xFFFF),
+    trace_id=st.just(""),
+    task_id=st.just(""),
+)
+#: With names that leave room for the ids.
+exemplars = st.builds(
+    lambda run, trace_id, task_id: run._replace(queue="queue", exception="", trace_id=trace_id, task_id=task_id),
+    runs,
+    st.text("0123456789abcdef", min_size=32, max_size=32),
+    names,
 )
 failures = st.builds(
     Failure,
@@ -79,7 +88,7 @@ def feed(decoder: Decoder, pieces: Sequence[bytes]) -> list[Run | Failure]:
 
 
 @settings(deadline=None)
-@given(records=st.lists(runs | failures, max_size=6), data=st.data())
+@given(records=st.lists(runs | exemplars | failures, max_size=6), data=st.data())
 def test_what_is_encoded_is_decoded_wherever_the_bytes_are_cut(
     records: list[Run | Failure], data: st.DataObject
 ) -> None:
@@ -112,13 +121,32 @@ def test_a_run_is_one_write_that_the_kernel_does_not_split(
 
 
 @settings(deadline=None)
+@given(names=st.tuples(anything, anything, anything), task_id=anything)
+def test_an_exemplar_that_does_not_fit_is_a_run_like_any_other(names: tuple[str, str, str], task_id: str) -> None:
+    task, queue, exception = names
+    run = Run(task, queue, "failed", exception, runtime=1.5)
+    record = encode_run(run._replace(trace_id="4bf92f3577b34da6a3ce929d0e0e4736", task_id=task_id))
+    assert len(record) <= select.PIPE_BUF
+    [decoded] = feed(Decoder(), [record])
+    [plain] = feed(Decoder(), [encode_run(run)])
+    assert isinstance(decoded, Run)
+    assert decoded._replace(trace_id="", task_id="") == plain
+    if len(record) == len(encode_run(run)):
+        assert (decoded.trace_id, decoded.task_id) == ("", "")
+    else:
+        assert decoded.trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
+        shown = task_id[:NAME_LIMIT].replace("\0", " ")
+        assert decoded.task_id == shown.encode("utf-8", "replace").decode()
+
+
+@settings(deadline=None)
 @given(failures)
 def test_no_part_of_a_failure_is_split_by_the_kernel(failure: Failure) -> None:
     assert all(len(part) <= select.PIPE_BUF for part in encode_failure(failure))
 
 
 def test_names_are_cut_at_the_limit_in_characters_not_bytes() -> None:
-    # Four bytes each: all three still fit.
+    # Four bytes each: all three still fit, but no ids beside them.
     name = "\N{SNAKE}" * (NAME_LIMIT + 50)
     [decoded] = feed(Decoder(), [encode_run(Run(name, name, "failed", name))])
     assert decoded == Run(name[:NAME_LIMIT], name[:NAME_LIMIT], "failed", name[:NAME_LIMIT])

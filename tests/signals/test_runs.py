@@ -188,7 +188,7 @@ def test_a_failure_is_told_in_full_before_its_run(runs: Runs, sink: Sink) -> Non
     assert failure._replace(at=0.0, fingerprint="", runtime=None) == Failure(
         "one", "task", "q", 1, 0.0, "exception", "ZeroDivisionError", "Traceback …", "", trace_id=trace
     )
-    ended(sink, outcome="failed", exception="ZeroDivisionError", retries=1)
+    ended(sink, outcome="failed", exception="ZeroDivisionError", retries=1, trace_id=trace, task_id="one")
 
 
 def test_a_failure_of_a_run_that_is_not_under_way_is_not_told(runs: Runs, sink: Sink) -> None:

@@ -21,7 +21,7 @@ from celery_lookout.intake.snapshot_source import NAME
 from celery_lookout.intake.snapshots import SnapshotDecoder
 from celery_lookout.metrics import tasks as buckets
 from celery_lookout.probes.message_tail import PUBLISHED_HEADER
-from celery_lookout.state.snapshots import EXCEPTIONS, MOVES
+from celery_lookout.state.snapshots import EXCEPTIONS, EXEMPLARS, MOVES
 from celery_lookout_signals import _channel, _snapshot, _stamp, _totals
 from celery_lookout_signals._records import OUTCOMES, Failure, Run
 from celery_lookout_signals._snapshot import Envelope, parts, wire_failures
@@ -74,6 +74,28 @@ def test_the_sidecar_knows_every_key_that_a_worker_sends_and_no_other() -> None:
     assert {key.partition(":")[0] for key in every_key() - sent} == EXCEPTIONS.keys()
 
 
+def every_exemplar() -> set[str]:
+    """Return all keys that a worker's exemplars can have."""
+    row = Totals().row("task", "queue")
+    found: set[str] = set()
+    for value in (*_totals.RUNTIME_BUCKETS, *_totals.WAIT_BUCKETS, 1e9):
+        row.exemplify_start(value, "trace", "id", AT)
+        for outcome in OUTCOMES[:-1]:
+            for exception in ("Boom", "SoftTimeLimitExceeded", "TimeLimitExceeded", "WorkerLostError"):
+                row.exemplify_end(Run("task", "queue", outcome, exception, runtime=value, trace_id="trace"))
+        found |= row.exemplars.keys()
+        row.exemplars.clear()
+    return found
+
+
+def test_the_sidecar_shows_every_exemplar_that_a_worker_tells_and_no_other() -> None:
+    exceptions = {key for key in every_exemplar() if key.startswith("exception:")}
+    assert every_exemplar() - exceptions == EXEMPLARS.keys()
+    assert len(exceptions) == 4
+    # Each is of a total.
+    assert EXEMPLARS.keys() < MOVES.keys()
+
+
 def test_every_key_is_on_the_page() -> None:
     documented = {
         name for row in re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)
@@ -102,6 +124,10 @@ def example_totals() -> Totals:
     run(resize, "succeeded", runtime=0.0569, wait=0.0152, cpu=0.0519, ended_at=AT - 1.212)
     totals.row(*resize).count_start(0.0111)
     run(mail, "failed", exception="SMTPException", runtime=2.004, wait=0.0031, cpu=0.0017, ended_at=AT - 2.602)
+    trace_id, task_id = (EXAMPLE["failures"][0][name] for name in ("trace_id", "task_id"))
+    ended = Run(*mail, "failed", "SMTPException", runtime=2.004, ended_at=AT - 2.602, trace_id=trace_id)
+    totals.row(*mail).exemplify_start(0.0031, trace_id, task_id, ended.ended_at)
+    totals.row(*mail).exemplify_end(ended._replace(task_id=task_id))
     return totals
 
 
@@ -135,7 +161,7 @@ def test_the_sidecar_reads_all_of_the_example() -> None:
         (read.Row, EXAMPLE["rows"][0].keys()),
         (read.Failure, EXAMPLE["failures"][0].keys()),
         (read.Failure, set(Failure._fields)),
-        (read.Entry, {"entry", "task", "last_sent_at", "next_due_at"}),
+        (read.Entry, {"entry", "task", "last_sent_at", "next_due_at", "crontab", "timezone", "every"}),
     ],
 )
 def test_parts_have_the_same_fields(shape: type[msgspec.Struct], fields: set[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from .exemplars import Exemplar
 from .registry import Bound, Counter, Gauge, Histogram, Scope
 
 #: Task bodies run from milliseconds (send a mail) to hours (a nightly export); three buckets a decade in between.
@@ -146,9 +147,12 @@ class TaskSeries:
             histogram = self.runtime[outcome] = self._families.runtime.child(*self._labels, outcome)
         return histogram
 
-    def observe_runtime(self, outcome: str, seconds: float) -> None:
+    def observe_runtime(self, outcome: str, seconds: float, exemplar: Exemplar | None = None) -> None:
         """Add one run of *seconds* that ended in *outcome*."""
-        self.runtime_of(outcome).observe(max(seconds, 0.0))
+        histogram = self.runtime_of(outcome)
+        histogram.observe(max(seconds, 0.0))
+        if exemplar is not None:
+            histogram.exemplify(exemplar)
 
     def count_revoked(self, reason: str, count: float = 1) -> None:
         """Count revocations: *reason* is ``expired``, ``terminated`` or ``revoked``."""
@@ -169,6 +173,16 @@ class TaskSeries:
     def count_retry_exception(self, exception: str, count: float = 1) -> None:
         """Count retries for this class."""
         self._families.retry_exceptions.child(*self._labels, exception).inc(count)
+
+    def exemplify_exception(self, exception: str, exemplar: Exemplar) -> None:
+        """Show *exemplar* with the failures of this class, if there are any."""
+        counter = self._families.exceptions.find(*self._labels, exception)
+        if counter is not None:
+            counter.exemplify(exemplar)
+
+    def exemplify_termination(self, reason: str, exemplar: Exemplar) -> None:
+        """Show *exemplar* with the kills for this *reason*."""
+        self._families.terminations.child(*self._labels, reason).exemplify(exemplar)
 
     # What only snapshots know has no series before a snapshot tells of it.
 

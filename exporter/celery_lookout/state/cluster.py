@@ -84,9 +84,21 @@ class _Vanished(NamedTuple):
 
 
 class Cluster:
-    """Everything known of one broker's cluster. *failures* is told of each task that fails for good."""
+    """
+    Everything known of one broker's cluster.
 
-    def __init__(self, scope: Scope, options: ClusterOptions, failures: FailureSink | None = None) -> None:
+    *failures* is told of each task that fails for good; *trace_id_of* is asked for the trace of a task that events tell
+    of, by the task's id.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        options: ClusterOptions,
+        failures: FailureSink | None = None,
+        *,
+        trace_id_of: Callable[[str], str | None] | None = None,
+    ) -> None:
         limits = options.limits
         self._failures = failures
         self.exporter = ExporterMetrics(scope)
@@ -106,6 +118,7 @@ class Cluster:
             names=names,
             exceptions=LabelBudget(limits.exceptions),
             failures=failures,
+            trace_id_of=trace_id_of,
         )
         self.beats = Beats(BeatMetrics(scope), names=names)
         self.snapshots = Snapshots(

@@ -1,8 +1,8 @@
 """
 From a worker's snapshots to the series of its tasks and its own.
 
-``MOVES`` says what each key of the wire moves; which of it is new is found out in ``boots``, and whether it counts in
-``coverage``.
+``MOVES`` says what each key of the wire moves, and ``EXEMPLARS`` where its exemplar is shown; which of it is new is
+found out in ``boots``, and whether it counts in ``coverage``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from ..failures import Failure, FailureSink, is_kind
+from ..metrics.exemplars import Exemplar, exemplar
 from ..metrics.exporter import ExporterMetrics
 from ..metrics.tasks import PEAK_MEMORY_BUCKETS, RUNTIME_BUCKETS, WAIT_BUCKETS, TaskSeries
 from ..snapshots import Failure as ToldFailure
@@ -27,6 +28,7 @@ from .workers import Worker, Workers
 TOTALS_LIMIT: Final = 2_000_000
 
 Move: TypeAlias = Callable[[Row, float], None]
+Show: TypeAlias = Callable[[TaskSeries, Exemplar], None]
 
 
 def _count(name: str, row: Row, amount: float) -> None:
@@ -97,6 +99,36 @@ MOVES: Final[dict[str, Move]] = dict(_moves())
 EXCEPTIONS: Final = {"exception": TaskSeries.count_exception, "retry_exception": TaskSeries.count_retry_exception}
 
 
+def _show_runtime(outcome: str, series: TaskSeries, exemplar: Exemplar) -> None:
+    series.runtime_of(outcome).exemplify(exemplar)
+
+
+def _show_wait(series: TaskSeries, exemplar: Exemplar) -> None:
+    series.queue_wait.exemplify(exemplar)
+
+
+def _show_failure(series: TaskSeries, exemplar: Exemplar) -> None:
+    series.failed.exemplify(exemplar)
+
+
+def _show_reason(show: Callable[[TaskSeries, str, Exemplar], None], reason: str) -> Show:
+    return lambda series, exemplar: show(series, reason, exemplar)
+
+
+def _exemplars() -> Iterator[tuple[str, Show]]:
+    for outcome in ("succeeded", "failed", "retried"):
+        for bucket in range(len(RUNTIME_BUCKETS) + 1):
+            yield f"runtime:{outcome}:{bucket}", partial(_show_runtime, outcome)
+    for bucket in range(len(WAIT_BUCKETS) + 1):
+        yield f"wait:{bucket}", _show_wait
+    yield "failed", _show_failure
+    for reason in ("soft_time_limit", "hard_time_limit", "worker_lost"):
+        yield reason, _show_reason(TaskSeries.exemplify_termination, reason)
+
+
+EXEMPLARS: Final[dict[str, Show]] = dict(_exemplars())
+
+
 class Snapshots:
     """
     Takes in the snapshots of all workers of one broker.
@@ -158,7 +190,7 @@ class Snapshots:
                     self._failures.take(_failure(told, snapshot.node))
                 self._failures.take_untold(untold)
         if snapshot.counts and not is_old and snapshot.at >= boot.rebased_at:
-            self._count(boot, snapshot)
+            self._count(boot, snapshot, now)
         if is_newer and is_latest:
             self._workers.tell(worker, snapshot, now, live=live, replaces=before not in (None, boot))
             self._take_running(worker, snapshot, before, boot)
@@ -170,7 +202,7 @@ class Snapshots:
         """Count again how many totals are remembered: workers were forgotten meanwhile, and their boots."""
         self._size = sum(boot.size for worker in self._workers for boot in worker.coverage.boots)
 
-    def _count(self, boot: Boot, snapshot: WorkerSnapshot) -> None:
+    def _count(self, boot: Boot, snapshot: WorkerSnapshot, at: float) -> None:
         is_base = snapshot.at == boot.rebased_at
         unknown: set[str] = set()
         excess = 0
@@ -192,8 +224,24 @@ class Snapshots:
                 if amount:
                     move(row, amount)
                     self._note(key, row, amount)
+            unknown |= self._exemplify(row.series, told, at)
         self._refused("field", len(unknown))
         self._refused("too_many", excess)
+
+    def _exemplify(self, series: TaskSeries, told: ToldRow, now: float) -> set[str]:
+        """Show the exemplars of a row, and return the keys of those that are none."""
+        unknown = set()
+        for key, one in told.exemplars.items():
+            show = EXEMPLARS.get(key)
+            if show is None and key.startswith("exception:"):
+                show = _show_reason(TaskSeries.exemplify_exception, key.removeprefix("exception:"))
+            # A clock that is ahead must not keep those of other workers away for as long.
+            found = exemplar(one.trace_id, one.task_id, one.value, min(one.at, now))
+            if show is None or found is None:
+                unknown.add(f"exemplar of {key}")
+            else:
+                show(series, found)
+        return unknown
 
     def _row(self, told: ToldRow) -> Row:
         row = self._tasks.row(told.task, told.queue)

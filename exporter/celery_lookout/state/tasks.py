@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 
 from ..events import Event
 from ..failures import Failure, FailureKind, FailureSink, shortened
+from ..metrics.exemplars import Exemplar, exemplar
 from ..metrics.exporter import ExporterMetrics
 from ..metrics.limits import LabelBudget
 from ..metrics.tasks import TaskMetrics, TaskSeries
@@ -67,7 +68,12 @@ _KINDS: Final[dict[str, FailureKind]] = {**TERMINATIONS, "NotRegistered": "unkno
 
 
 class Tasks:
-    """The in-flight table of one broker and everything counted from it."""
+    """
+    The in-flight table of one broker and everything counted from it.
+
+    *trace_id_of* returns the trace id of a task by its id, where somebody makes traces of events: then what events tell
+    has exemplars.
+    """
 
     def __init__(
         self,
@@ -81,6 +87,7 @@ class Tasks:
         names: LabelBudget,
         exceptions: LabelBudget,
         failures: FailureSink | None,
+        trace_id_of: Callable[[str], str | None] | None,
     ) -> None:
         self._metrics = metrics
         self._exporter = exporter
@@ -91,6 +98,7 @@ class Tasks:
         self._names = names
         self.exceptions = exceptions
         self._failures = failures
+        self._trace_id_of = trace_id_of
         self._tasks: dict[str, Task] = {}
         self._rows: dict[tuple[str, str], Row] = {}
         self._held: dict[str, Held] = {}
@@ -205,7 +213,7 @@ class Tasks:
         if held is not None:
             self._replay(held)
         else:
-            self._observe_wait(task)
+            self._observe_wait(event.uuid, task)
 
     def _received(self, event: Event) -> None:
         task = self._find(event)
@@ -255,7 +263,7 @@ class Tasks:
             task.row.series.started.inc()
             before.started_at = event.timestamp
             if before.waits_from:
-                self._count_wait(task.row, before.started_at - before.waits_from)
+                self._count_wait(event.uuid, task.row, before.waits_from, before.started_at)
             return
         if event.timestamp < max(task.received_at, task.started_at) and task.is_told_by(event.hostname):
             return
@@ -267,7 +275,7 @@ class Tasks:
             worker.reserved.pop(event.uuid, None)
             if not task.ended:
                 worker.running[event.uuid] = task
-        self._observe_wait(task)
+        self._observe_wait(event.uuid, task)
 
     def _succeeded(self, event: Event) -> None:
         task = self._find(event)
@@ -276,7 +284,8 @@ class Tasks:
         task.row.series.succeeded.inc()
         task.row.series.succeeded_at(event.timestamp)
         if event.runtime is not None:
-            task.row.series.observe_runtime("succeeded", event.runtime)
+            shown = self._exemplar(event.uuid, event.runtime, event.timestamp)
+            task.row.series.observe_runtime("succeeded", event.runtime, shown)
 
     def _failed(self, event: Event) -> None:
         task = self._find(event)
@@ -298,7 +307,9 @@ class Tasks:
         if task.retries > 0:
             series.retries_exhausted.inc()
         if task.started_at and termination != "worker_lost":  # whose death is noticed seconds later
-            series.observe_runtime("failed", event.timestamp - task.started_at)
+            runtime = event.timestamp - task.started_at
+            series.observe_runtime("failed", runtime, self._exemplar(event.uuid, runtime, event.timestamp))
+        self._exemplify_failure(event, series, raised)
         if self._failures is not None:
             self._failures.take(_failure(event, task, _KINDS.get(raised, "exception")))
 
@@ -319,7 +330,8 @@ class Tasks:
         series.retried.inc()
         series.count_retry_exception(self.exceptions.admit(exception_class(event.exception, event.traceback)))
         if started_at:
-            series.observe_runtime("retried", event.timestamp - started_at)
+            runtime = event.timestamp - started_at
+            series.observe_runtime("retried", runtime, self._exemplar(event.uuid, runtime, event.timestamp))
 
     def _revoked(self, event: Event) -> None:
         task = self._find(event)
@@ -474,17 +486,34 @@ class Tasks:
         task.final_at = event.timestamp
         return True
 
-    def _observe_wait(self, task: Task) -> None:
+    def _observe_wait(self, task_id: str, task: Task) -> None:
         """Count how long the attempt waited, once both of its ends are known."""
         if task.waits_from and task.started_at and not task.waited:
             task.waited = True
-            self._count_wait(task.row, task.started_at - task.waits_from)
+            self._count_wait(task_id, task.row, task.waits_from, task.started_at)
 
-    @staticmethod
-    def _count_wait(row: Row, seconds: float) -> None:
-        wait = max(seconds, 0.0)
+    def _count_wait(self, task_id: str, row: Row, waits_from: float, started_at: float) -> None:
+        wait = max(started_at - waits_from, 0.0)
         row.series.queue_wait.observe(wait)
         row.queue.count_wait(wait)
+        shown = self._exemplar(task_id, wait, started_at)
+        if shown is not None:
+            row.series.queue_wait.exemplify(shown)
+
+    def _exemplify_failure(self, event: Event, series: TaskSeries, raised: str) -> None:
+        shown = self._exemplar(event.uuid, 1.0, event.timestamp)
+        if shown is None:
+            return
+        series.failed.exemplify(shown)
+        series.exemplify_exception(raised, shown)
+        if raised in TERMINATIONS:
+            series.exemplify_termination(TERMINATIONS[raised], shown)
+
+    def _exemplar(self, task_id: str, value: float, at: float) -> Exemplar | None:
+        """Return the task as exemplar of a *value* observed *at* that time; None where it has no trace."""
+        trace_id = None if self._trace_id_of is None else self._trace_id_of(task_id)
+        # A clock that is ahead must not keep those of other workers away for as long.
+        return None if trace_id is None else exemplar(trace_id, task_id, round(max(value, 0.0), 6), min(at, self._now))
 
     # -- what workers say when asked
 
