@@ -30,8 +30,13 @@ KINDS = {
     "WorkerLostError": "worker_lost",
 }
 
-#: What ``MaxRetriesExceededError`` says of the task's arguments: they are nobody's business.
-_ARGUMENTS = re.compile(r"(Can't retry [^\n]{1,600}?\]) args:[^\n]*")
+#: What ``MaxRetriesExceededError`` says of the task's arguments: they are nobody's business. Their ``repr()`` may have
+#: several lines; it ends where another exception begins, if one does.
+_ARGUMENTS = re.compile(
+    r"(Can't retry [^\n]{1,600}?\]) args:"
+    r".*?(?=\n\n(?:The above exception was the direct cause|During handling of the above exception)|\Z)",
+    re.DOTALL,
+)
 
 _FRAME = re.compile(r'^\s+File "([^"]+)", line \d+, in (\S+)', re.MULTILINE)
 #: Frames, from the innermost, that make two failures the same.

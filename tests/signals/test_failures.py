@@ -121,6 +121,20 @@ def test_the_note_says_how_much_is_left_out() -> None:
     assert int(found[1]) == len(text) - short.count("x")
 
 
+@pytest.mark.parametrize("arguments", ["('hunter2',) kwargs:{}", "(<Card\nhunter2\n\n>,) kwargs:{'pin': <\n1234>}"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        "",
+        "\n\nThe above exception was the direct cause of the following exception:\n\nTraceback (most …",
+        "\n\nDuring handling of the above exception, another exception occurred:\n\nTraceback (most …",
+    ],
+)
+def test_arguments_are_left_away_however_many_lines_they_have(arguments: str, after: str) -> None:
+    before = "celery.exceptions.MaxRetriesExceededError: Can't retry shop.mail[1c2d]"
+    assert shortened(f"{before} args:{arguments}{after}") == before + after
+
+
 def test_a_traceback_has_at_most_16_kib() -> None:
     assert len(shortened("é" * 20_000).encode()) <= 16 * 1024
 
