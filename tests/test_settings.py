@@ -311,3 +311,21 @@ def test_names_of_options_are_those_of_the_contract() -> None:
         "broker", "web.listen-address", "web.telemetry-path", "log.level", "log.format", "rabbitmq.management-url",
         "control.enable-events",
     } <= names  # fmt: skip
+
+
+def test_spans_are_only_sent_where_our_own_option_says(read: Read) -> None:
+    meant_for_the_application = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
+    assert read("--broker", REDIS, "--otlp.header", "a=b", **meant_for_the_application).otlp is None
+    options = read("--broker", REDIS, LOOKOUT_OTLP_ENDPOINT="http://own", LOOKOUT_OTLP_HEADER="a=b%20c d=e").otlp
+    assert options is not None
+    assert (options.endpoint, options.service_name) == ("http://own/v1/traces", "celery")
+    assert options.headers == {"a": "b c", "d": "e"}
+
+
+def test_headers_of_spans_from_the_file(read: Read, file: Callable[[str], str]) -> None:
+    path = file("otlp: {endpoint: 'http://own', service-name: shop}\notlp.header:\n  authorization: Bearer secret\n")
+    settings = read("--broker", REDIS, "--config", path)
+    assert settings.otlp is not None
+    assert settings.otlp.headers == {"authorization": "Bearer secret"}
+    assert settings.otlp.service_name == "shop"
+    assert "secret" not in repr(settings)

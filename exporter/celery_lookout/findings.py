@@ -53,7 +53,7 @@ def findings(monitor: Monitor) -> Iterator[Finding]:
                 "warning",
                 "collector",
                 f"the collector {poller.name} fails: {poller.problem}",
-                "see docs/permissions.md",
+                "see docs/traces.md" if poller.name == "otlp" else "see docs/permissions.md",
             )
     if monitor.queues.problem is not None:
         yield Finding(

@@ -22,6 +22,8 @@ def set_up(level: str, form: str) -> None:
     # kombu and amqp log every reconnection with a traceback; we say it once ourselves.
     for name in ("kombu", "amqp", "redis", "aiohttp.access"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    # So does this one, with URLs and sometimes headers, which may be secrets.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 
 
 def fields(record: logging.LogRecord) -> dict[str, Any]:

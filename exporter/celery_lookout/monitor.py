@@ -20,13 +20,18 @@ from .intake.snapshot_source import SnapshotSource
 from .intake.snapshots import REASONS as SNAPSHOT_REASONS
 from .intake.source import EventSource
 from .metrics.registry import Registry, Scope
+from .metrics.spans import SpanMetrics
 from .poller import Poller
 from .probes.control import ControlProbe
 from .settings import Settings
 from .state.cluster import Cluster
+from .traces.collector import Sender, SpansCollector
+from .traces.options import OtlpOptions
+from .traces.table import SpanTable
 
-#: Threads per broker: connecting, reading queues, asking workers and reading snapshots may all hang at once.
-THREADS_PER_BROKER: Final = 4
+#: Threads per broker: connecting, reading queues, asking workers, reading snapshots and sending spans may all hang at
+#: once.
+THREADS_PER_BROKER: Final = 5
 
 #: Seconds between two polls of the snapshots. On Amazon SQS each is a request that costs money.
 SNAPSHOTS_SECONDS: Final = 1.0
@@ -72,6 +77,18 @@ class Monitor:
             cluster.refused(reason, 0)
         for reason in SNAPSHOT_REASONS:
             cluster.refused_snapshot(reason, 0)
+        #: The spans made of the broker's events; None when none are wanted. A guest leaves them to the sidecar.
+        self.spans: SpanTable | None = None
+        self._sending: SpansCollector | None = None
+        if settings.otlp is not None and broker.has_events and not is_guest:
+            metrics = SpanMetrics(Scope(registry, broker.name))
+            self.spans = SpanTable(
+                system=_SYSTEMS.get(broker.kind, broker.scheme),
+                queue_of=cluster.routes.queue_of_sent,
+                dropped=metrics.dropped.inc,
+            )
+            sender = _span_sender(settings.otlp, broker)
+            self._sending = SpansCollector(sender, self.spans, metrics, broker=self.name, clock=clock)
         decoder = EventDecoder(cluster.refused, accept_msgpack=settings.accept_msgpack)
         self.listener = Listener(
             _source(broker, decoder, settings),
@@ -80,6 +97,7 @@ class Monitor:
             executor=executor,
             clock=clock,
             before_reading=self._count_snapshots,
+            also=None if self.spans is None else self.spans.fold,
         )
         self.queues = QueuesCollector(
             _queue_probe(broker, settings), cluster, interval_seconds=settings.probe_interval_seconds, broker=self.name
@@ -107,6 +125,10 @@ class Monitor:
                 clock=clock,
             )
             self.pollers.append(Poller(workers, cluster.exporter, executor, broker=self.name, clock=clock))
+        if self._sending is not None:
+            sending = Poller(self._sending, cluster.exporter, executor, broker=self.name, clock=clock)
+            self._sending.hurry = sending.hurry
+            self.pollers.append(sending)
 
     @property
     def was_reached(self) -> bool:
@@ -127,6 +149,8 @@ class Monitor:
                     group.create_task(self._keep(work))
         finally:
             await asyncio.gather(*(poller.close() for poller in self.pollers), return_exceptions=True)
+            if self._sending is not None:
+                self._sending.give_up()
 
     async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run *work*, and again after a fault of ours: one part of one broker must not end the watch over all."""
@@ -162,6 +186,16 @@ class Monitor:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self.cluster.tick(self._clock())
+
+
+#: What OpenTelemetry calls the kinds of brokers; the others are called as in kombu.
+_SYSTEMS: Final = {"amqp": "rabbitmq", "redis": "redis"}
+
+
+def _span_sender(options: OtlpOptions, broker: Broker) -> Sender:
+    from .traces.otlp import OtlpSender  # imported when needed: an extra, and large
+
+    return OtlpSender(options, broker.name)
 
 
 def _source(broker: Broker, decoder: EventDecoder, settings: Settings) -> EventSource:

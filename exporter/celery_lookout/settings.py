@@ -17,6 +17,7 @@ from typing import Any, Final
 from .broker import Broker
 from .errors import SettingsError
 from .state.cluster import ClusterOptions, Limits
+from .traces.options import OtlpOptions
 
 #: Names that end up in labels and queue names.
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -93,6 +94,16 @@ OPTIONS: Final = (
     Option("probe.interval", "Seconds between two readings of the queues.", 2.0, float),
     Option("queue", "Queue to show from the start, whether anybody consumes it or not.", many=True),
     Option("queue.latency-slo", "QUEUE=SECONDS, the longest acceptable wait.", many=True),
+    Option(
+        "otlp.endpoint",
+        "Where to send spans made from task events: a collector's OTLP over HTTP. Needs the extra otlp.",
+    ),
+    Option(
+        "otlp.header",
+        "NAME=VALUE, sent along with spans; a space in the value is written %20. Secrets are better off in the file.",
+        many=True,
+    ),
+    Option("otlp.service-name", "The service that spans name.", "celery"),
     Option("limit.series", "Most series on the metrics page; what comes after is counted and not shown.", 200_000, int),
     Option("limit.tasks-in-flight", "Most tasks remembered, some 400 bytes each.", _LIMITS.tasks_in_flight, int),
     Option("limit.task-names", "Most values of the label task, then _other.", _LIMITS.task_names, int),
@@ -138,6 +149,9 @@ class Settings:
     series_limit: int = 200_000
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
+    #: None when no spans are wanted.
+    otlp: OtlpOptions | None = None
+
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Settings:
         """Make settings of option values by ``Option.key``. Raises SettingsError for the first that is wrong."""
@@ -171,6 +185,7 @@ class Settings:
                 latency_slos=_slos(given["queue_latency_slo"]),
                 queues=tuple(given["queue"]),
             ),
+            otlp=_otlp(given),
         )
 
 
@@ -265,6 +280,12 @@ def _broker(text: str, given: Mapping[str, Any]) -> Broker:
         event_exchange=given["broker_event_exchange"],
         control_exchange=given["broker_control_exchange"],
     )
+
+
+def _otlp(given: Mapping[str, Any]) -> OtlpOptions | None:
+    if not given["otlp_endpoint"]:
+        return None
+    return OtlpOptions.read(given["otlp_endpoint"], given["otlp_header"], given["otlp_service_name"])
 
 
 def _replica(name: str) -> str:

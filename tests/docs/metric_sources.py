@@ -175,7 +175,12 @@ SOURCES: Final = {
     "celery_exporter_queue_resolution_total": Source(
         "`sent`, `snapshot` (starts that snapshots told of), `inspect`, `worker` (it consumes only one), `unknown`"
     ),
-    "celery_exporter_collector_success": Source("the collectors `queues`, `workers` and `snapshots`"),
+    "celery_exporter_spans_total": Source(
+        "spans made from events, see [traces.md](traces.md#spans-from-events)", "without `--otlp.endpoint`"
+    ),
+    "celery_exporter_collector_success": Source(
+        "the collectors `queues`, `workers` and `snapshots`; with `--otlp.endpoint` also `otlp`"
+    ),
     "celery_exporter_collector_duration_seconds": Source("the collectors"),
     "celery_exporter_collector_last_success_timestamp_seconds": Source("the collectors"),
 }

@@ -14,6 +14,7 @@ from celery_lookout.cli import command
 from celery_lookout.metrics.exporter import ProcessMetrics
 from celery_lookout.metrics.exposition import Exposition
 from celery_lookout.metrics.registry import Family, Registry, Scope
+from celery_lookout.metrics.spans import SpanMetrics
 from celery_lookout.settings import OPTIONS, Option
 from celery_lookout.state.cluster import Cluster, ClusterOptions
 from tests.docs.metric_sources import SOURCES
@@ -69,6 +70,7 @@ def families() -> dict[str, Family[Any]]:
     registry = Registry()
     ProcessMetrics(registry, "0")
     Cluster(Scope(registry), ClusterOptions())
+    SpanMetrics(Scope(registry))
     return registry.families
 
 
@@ -193,7 +195,8 @@ Every series of a broker then has the label `broker`. A broker that hangs or is 
 ## Secrets
 
 A password on the command line can be read by everybody on the machine: use `CELERY_BROKER_URL`, `LOOKOUT_BROKER` or
-`--broker.file`. The sidecar shows broker URLs without user and password, in logs and on the status page.
+`--broker.file`. The same holds for the values of `--otlp.header`. The sidecar shows broker URLs without user and
+password, in logs and on the status page.
 """
 
 

@@ -11,11 +11,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Final
 
 from ..errors import BrokerUnavailable
+from ..events import Event
 from ..state.cluster import Cluster
 from .source import EventSource
 
@@ -54,9 +55,15 @@ class Listener:
         executor: Executor,
         clock: Callable[[], float] = time.time,
         before_reading: Callable[[], Awaitable[None]] | None = None,
+        also: Callable[[Sequence[Event], float], None] | None = None,
     ) -> None:
-        """*before_reading* is awaited once, between the first connection and the first event."""
+        """
+        *before_reading* is awaited once, between the first connection and the first event.
+
+        *also* is called with events and the time they were read at, before the cluster is; it must not raise.
+        """
         self._before_reading = before_reading
+        self._also = also
         self._source = source
         self._cluster = cluster
         self._name = name
@@ -115,6 +122,8 @@ class Listener:
                 if more:
                     self._heard()
                 if events:
+                    if self._also is not None:
+                        self._also(events, now)
                     cluster.fold(events, now, live=source.live)
                 if more or events:
                     pause = PAUSE_SECONDS if number == 0 else BUSY_PAUSE_SECONDS
