@@ -97,6 +97,13 @@ def test_prometheus_accepts_its_configuration(promtool: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_prometheus_keeps_what_leads_to_traces(services: dict[str, Any]) -> None:
+    command = services["prometheus"]["command"]
+    mounts = [mount.split(":")[1] for mount in services["prometheus"]["volumes"]]
+    assert command[0].removeprefix("--config.file=") in mounts
+    assert "--enable-feature=exemplar-storage" in command
+
+
 def test_grafana_asks_the_prometheus_beside_it(services: dict[str, Any]) -> None:
     provisioned = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text())
     (source,) = provisioned["datasources"]
