@@ -37,7 +37,7 @@ def board() -> Board:
             Row(100, "Now", [_now()]),
             Row(200, "Hearing", [_hearing(), _snapshots()]),
             Row(300, "Losing", [_losing(), _guessing()]),
-            Row(400, "Asking", [_asking()]),
+            Row(400, "Asking and forwarding", [_asking(), _forwarding()]),
             Row(500, "Size", [_size()]),
             Row(600, "Process", [_process(), [_builds()]]),
         ],
@@ -258,6 +258,31 @@ def _asking() -> list[Panel]:
             "s",
             Target(f"time() - {since}", name),
             width=8,
+        ),
+    ]
+
+
+def _forwarding() -> list[Panel]:
+    return [
+        time_panel(
+            411,
+            "Events for Sentry",
+            "Events for Sentry per second, by what became of them; none without --sentry.mode. rate_limited: by our "
+            "limits, Sentry's, or a worker's; failed: Sentry did not take it.",
+            "ops",
+            Target(
+                _or_none("outcome", P.rate("celery_exporter_sentry_events_total", "outcome")),
+                "{{outcome}} {{instance}}",
+            ),
+            stacked=True,
+        ),
+        time_panel(
+            412,
+            "Spans",
+            "Spans made from events per second, by what became of them; none without --otlp.endpoint.",
+            "ops",
+            Target(_or_none("outcome", P.rate("celery_exporter_spans_total", "outcome")), "{{outcome}} {{instance}}"),
+            stacked=True,
         ),
     ]
 

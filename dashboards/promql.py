@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
-from celery_lookout.metrics.exporter import ProcessMetrics
+from celery_lookout.metrics.exporter import ProcessMetrics, SentryMetrics
 from celery_lookout.metrics.registry import Family, Registry, Scope
+from celery_lookout.metrics.spans import SpanMetrics
 from celery_lookout.state.cluster import Cluster, ClusterOptions
 
 #: What Prometheus adds, and who counted; whatever differs in none of these is told twice.
@@ -35,7 +36,10 @@ def declared() -> Mapping[str, Family[Any]]:
     """Return every family that the sidecar declares, by name, as with named brokers."""
     registry = Registry()
     ProcessMetrics(registry, "0")
-    Cluster(Scope(registry, "name"), ClusterOptions())
+    SentryMetrics(registry)
+    scope = Scope(registry, "name")
+    Cluster(scope, ClusterOptions())
+    SpanMetrics(scope)
     return registry.families
 
 

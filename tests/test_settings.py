@@ -53,6 +53,7 @@ def file(tmp_path: Path) -> Callable[[str], str]:
 
 
 REDIS = "redis://localhost/0"
+DSN = "https://key@sentry.example/7"
 
 
 def test_a_broker_is_enough(read: Read) -> None:
@@ -90,12 +91,55 @@ def test_an_old_name_still_works(read: Read, file: Callable[[str], str]) -> None
 
 
 def test_every_option_has_a_variable(read: Read) -> None:
-    given: dict[type, str] = {int: "7", float: "7.5", bool: "true"}
+    given: dict[type, str] = {int: "7", float: "0.5", bool: "true"}
+    base = ("--broker", REDIS, "--sentry.mode", "all", "--sentry.dsn", DSN)
     for option in OPTIONS:
         assert option.variables[0] == "LOOKOUT_" + option.name.upper().replace(".", "_").replace("-", "_")
         if option.kind in given:
-            settings = read("--broker", REDIS, **{option.variables[0]: given[option.kind]})
-            assert settings != read("--broker", REDIS), option.name
+            settings = read(*base, **{option.variables[0]: given[option.kind]})
+            assert settings != read(*base), option.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--sentry.mode", "all"), "--sentry.mode all needs --sentry.dsn, --sentry.dsn-file, or SENTRY_DSN"),
+        (("--sentry.mode", "infra", "--sentry.dsn", "https://verysecret@host"), "--sentry.dsn is no DSN"),
+        (("--sentry.mode", "infra", "--sentry.dsn", "https://host/1"), "--sentry.dsn is no DSN"),
+        (("--sentry.mode", "infra", "--sentry.dsn", "ftp://verysecret@host/1"), "--sentry.dsn is no DSN"),
+        (("--sentry.mode", "infra", "--sentry.dsn", "https://verysecret@host:x/1"), "--sentry.dsn is no DSN"),
+        (("--sentry.mode", "infra", "--sentry.dsn", "https://verysecret@[host/1"), "--sentry.dsn is no DSN"),
+        (("--sentry.mode", "all", "--sentry.dsn-file", "/no/such"), "--sentry.dsn-file '/no/such' cannot be read"),
+        (("--sentry.mode", "all", "--sentry.dsn", DSN, "--sentry.sample-rate", "1.5"), "must not be above 1"),
+        (("--sentry.mode", "all", "--sentry.dsn", DSN, "--sentry.sample-rate", "0"), "must be a number above 0"),
+        (("--sentry.mode", "all", "--sentry.dsn", DSN, "--sentry.limit", "0"), "must be a number above 0"),
+    ],
+)
+def test_wrong_sentry_options_are_named_without_the_key(read: Read, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read("--broker", REDIS, *arguments)
+    assert message in str(caught.value)
+    assert "verysecret" not in str(caught.value)
+
+
+def test_the_dsn_comes_from_a_file_or_the_environment_and_is_not_shown(read: Read, file: Callable[[str], str]) -> None:
+    for settings in (
+        read("--broker", REDIS, "--sentry.mode", "all", "--sentry.dsn-file", file(f"{DSN}\n")),
+        read("--broker", REDIS, "--sentry.mode", "all", SENTRY_DSN=DSN),
+    ):
+        assert settings.sentry is not None
+        assert settings.sentry.dsn == DSN
+        assert "key" not in repr(settings)
+    assert read("--broker", REDIS, SENTRY_DSN=DSN).sentry is None
+
+
+def test_sentry_lists_are_globs_of_tasks_and_of_tasks_with_exceptions(read: Read) -> None:
+    given = ("--sentry.mode", "all", "--sentry.dsn", DSN, "--sentry.allow", "shop.*", "--sentry.deny", "*:Expected*")
+    options = read("--broker", REDIS, *given).sentry
+    assert options is not None
+    assert options.wants("shop.mail", "ValueError")
+    assert not options.wants("shop.mail", "ExpectedError")
+    assert not options.wants("other.mail", "ValueError")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from . import __version__
 from .errors import SettingsError
-from .metrics.exporter import ProcessMetrics
+from .metrics.exporter import ProcessMetrics, SentryMetrics
 from .metrics.registry import Registry
 from .monitor import THREADS_PER_BROKER, Monitor
+from .sentry.forwarder import Forwarder
 from .settings import Settings
 from .web.server import WebServer
 
@@ -29,7 +30,8 @@ async def serve(settings: Settings) -> None:
     registry = Registry(series_limit=settings.series_limit)
     process = ProcessMetrics(registry, __version__)
     executor = ThreadPoolExecutor(THREADS_PER_BROKER * len(settings.brokers), thread_name_prefix="poll")
-    monitors = [Monitor(broker, settings, registry, executor) for broker in settings.brokers]
+    forwarder = _forwarder(settings, registry)
+    monitors = [Monitor(broker, settings, registry, executor, forwarder=forwarder) for broker in settings.brokers]
     web = WebServer(monitors, registry, process, telemetry_path=settings.telemetry_path)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -47,13 +49,25 @@ async def serve(settings: Settings) -> None:
     loop.call_later(SETTLED_SECONDS, gc.freeze)
     stopping = asyncio.create_task(stop.wait())
     tasks: list[asyncio.Task[Any]] = [stopping, *(asyncio.create_task(monitor.run()) for monitor in monitors)]
+    if forwarder is not None:
+        forwarder.start()
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
+    if forwarder is not None:
+        await forwarder.stop()
     await web.stop()
     executor.shutdown(wait=False, cancel_futures=True)
     for result in results:
         if isinstance(result, Exception):
             raise result
     log.info("stopped")
+
+
+def _forwarder(settings: Settings, registry: Registry) -> Forwarder | None:
+    if settings.sentry is None:
+        return None
+    from .sentry.delivery import Delivery  # imported when needed: sentry-sdk is large
+
+    return Forwarder(settings.sentry, SentryMetrics(registry), Delivery(settings.sentry))

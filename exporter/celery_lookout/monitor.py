@@ -23,6 +23,8 @@ from .metrics.registry import Registry, Scope
 from .metrics.spans import SpanMetrics
 from .poller import Poller
 from .probes.control import ControlProbe
+from .sentry.episodes import Episodes
+from .sentry.forwarder import BrokerForwarder, Forwarder
 from .settings import Settings
 from .state.cluster import Cluster
 from .traces.collector import Sender, SpansCollector
@@ -49,6 +51,9 @@ TICK_SECONDS: Final = 1.0
 #: Seconds between two looks at what may be wrong with the set-up: some heartbeats, and an answer from the workers.
 EXPLAIN_SECONDS: Final = 10.0
 
+#: Seconds between two looks at what is worth telling Sentry of the broker, its queues and its workers.
+REPORT_SECONDS: Final = 5.0
+
 #: Seconds before a part that failed by a fault of ours begins anew.
 FAULT_SECONDS: Final = 1.0
 
@@ -67,11 +72,13 @@ class Monitor:
         clock: Callable[[], float] = time.time,
         *,
         is_guest: bool = False,
+        forwarder: Forwarder | None = None,
     ) -> None:
         """A guest takes no snapshots away from the sidecar that may run as well."""
         self.broker = broker
         self.name = broker.name or broker.masked_url
-        self.cluster = cluster = Cluster(Scope(registry, broker.name), settings.cluster)
+        forwards = None if forwarder is None else forwarder.of(broker.name)
+        self.cluster = cluster = Cluster(Scope(registry, broker.name), settings.cluster, forwards)
         self._clock = clock
         for reason in REASONS:
             cluster.refused(reason, 0)
@@ -110,6 +117,10 @@ class Monitor:
             may_read=lambda: self.is_up or is_guest or broker.kind != "amqp",
             clock=clock,
         )
+        self._work = [self._tick, self._explain]
+        if forwards is not None and forwarder is not None:
+            stuck_after = forwarder.options.stuck_after
+            self._work.append(partial(self._report, Episodes(cluster, self.name, stuck_after=stuck_after), forwards))
         self._snapshots = Poller(snapshots, cluster.exporter, executor, broker=self.name, clock=clock)
         self.pollers: list[Poller[Any, Any]] = [
             Poller(self.queues, cluster.exporter, executor, broker=self.name, clock=clock),
@@ -145,7 +156,7 @@ class Monitor:
         self.cluster.precedence.hurry = self._snapshots.hurry
         try:
             async with asyncio.TaskGroup() as group:
-                for work in (self.listener.run, self._tick, self._explain, *(poller.run for poller in self.pollers)):
+                for work in (self.listener.run, *self._work, *(poller.run for poller in self.pollers)):
                     group.create_task(self._keep(work))
         finally:
             await asyncio.gather(*(poller.close() for poller in self.pollers), return_exceptions=True)
@@ -181,6 +192,14 @@ class Monitor:
                 if finding.level != "ok" and finding.topic not in said:
                     said.add(finding.topic)
                     log.warning(finding.what, extra={"broker": self.name, "mend": finding.mend})
+
+    async def _report(self, episodes: Episodes, forwards: BrokerForwarder) -> None:
+        """Forward each trouble when it begins."""
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            self.refresh()
+            for episode in episodes.look(self._clock()):
+                forwards.take_episode(episode)
 
     async def _tick(self) -> None:
         while True:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from .broker import Broker
 from .errors import SettingsError
+from .sentry.options import SentryOptions
 from .state.cluster import ClusterOptions, Limits
 from .traces.options import OtlpOptions
 
@@ -95,6 +96,25 @@ OPTIONS: Final = (
     Option("queue", "Queue to show from the start, whether anybody consumes it or not.", many=True),
     Option("queue.latency-slo", "QUEUE=SECONDS, the longest acceptable wait.", many=True),
     Option(
+        "sentry.mode",
+        "What to forward to Sentry: nothing; every failure, for workers without Sentry's SDK; or what workers cannot"
+        " report themselves, such as kills.",
+        "off",
+        choices=("off", "all", "infra"),
+    ),
+    Option("sentry.dsn", "Where to forward it: the DSN of a Sentry project.", also_from=("SENTRY_DSN",)),
+    Option("sentry.dsn-file", "File with the DSN: keeps it out of the process list."),
+    Option("sentry.environment", "Environment that its events name.", also_from=("SENTRY_ENVIRONMENT",)),
+    Option("sentry.release", "Release of the application that they name.", also_from=("SENTRY_RELEASE",)),
+    Option("sentry.sample-rate", "Part of the failures that is forwarded, up to 1.", 1.0, float),
+    Option("sentry.allow", "Glob of the tasks to forward, or TASK:EXCEPTION; default is all.", many=True),
+    Option("sentry.deny", "Glob of the tasks not to forward, or TASK:EXCEPTION; it wins over allow.", many=True),
+    Option("sentry.limit", "Events that may go out at once, and in each minute from then on.", 60, int),
+    Option("sentry.limit-per-fault", "The same for those of one task and class of exception.", 10, int),
+    Option("sentry.strip-prefix", "Folder to leave away from paths of source files.", many=True),
+    Option("sentry.stuck-after", "Seconds without a start after which a queue with tasks is stuck.", 900.0, float),
+    Option("sentry.crons", "Check in for beat's entries, for Sentry to notice when one is missing.", False, bool),
+    Option(
         "otlp.endpoint",
         "Where to send spans made from task events: a collector's OTLP over HTTP. Needs the extra otlp.",
     ),
@@ -148,6 +168,8 @@ class Settings:
     probe_interval_seconds: float = 2.0
     series_limit: int = 200_000
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    #: None when nothing is forwarded.
+    sentry: SentryOptions | None = None
 
     #: None when no spans are wanted.
     otlp: OtlpOptions | None = None
@@ -186,6 +208,7 @@ class Settings:
                 queues=tuple(given["queue"]),
             ),
             otlp=_otlp(given),
+            sentry=_sentry(given),
         )
 
 
@@ -243,10 +266,7 @@ def _from_yaml(option: Option, value: Any) -> Any:
 def _brokers(given: Mapping[str, Any]) -> tuple[Broker, ...]:
     texts = list(given["broker"])
     if given["broker_file"] is not None:
-        try:
-            lines = Path(given["broker_file"]).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"--broker.file {given['broker_file']!r} cannot be read: {error}") from error
+        lines = _text_of(given["broker_file"], "broker.file").splitlines()
         texts += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not texts:
         raise SettingsError("no broker given: say --broker redis://host:6379/0, or set CELERY_BROKER_URL")
@@ -280,6 +300,38 @@ def _broker(text: str, given: Mapping[str, Any]) -> Broker:
         event_exchange=given["broker_event_exchange"],
         control_exchange=given["broker_control_exchange"],
     )
+
+
+def _sentry(given: Mapping[str, Any]) -> SentryOptions | None:
+    mode = given["sentry_mode"]
+    if mode == "off":
+        return None
+    dsn = given["sentry_dsn"]
+    if given["sentry_dsn_file"] is not None:
+        dsn = _text_of(given["sentry_dsn_file"], "sentry.dsn-file").strip()
+    if not dsn:
+        raise SettingsError(f"--sentry.mode {mode} needs --sentry.dsn, --sentry.dsn-file, or SENTRY_DSN")
+    return SentryOptions(
+        dsn,
+        mode,
+        environment=given["sentry_environment"],
+        release=given["sentry_release"],
+        sample_rate=given["sentry_sample_rate"],
+        allow=tuple(given["sentry_allow"]),
+        deny=tuple(given["sentry_deny"]),
+        limit=given["sentry_limit"],
+        limit_per_fault=given["sentry_limit_per_fault"],
+        strip_prefixes=tuple(given["sentry_strip_prefix"]),
+        stuck_after=given["sentry_stuck_after"],
+        crons=given["sentry_crons"],
+    )
+
+
+def _text_of(path: str, option: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--{option} {path!r} cannot be read: {error}") from error
 
 
 def _otlp(given: Mapping[str, Any]) -> OtlpOptions | None:

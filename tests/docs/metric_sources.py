@@ -151,6 +151,7 @@ SOURCES: Final = {
     # the sidecar
     "celery_exporter_build_info": Source("the sidecar"),
     "celery_exporter_series_limit": Source("`--limit.series`"),
+    "celery_exporter_sentry_events_total": Source("what became of each event", "with `--sentry.mode` off"),
     "celery_exporter_series": Source("the sidecar"),
     "celery_exporter_series_dropped_total": Source("the sidecar", "until the limit is reached"),
     "celery_exporter_broker_up": Source("the event connection; Amazon SQS is asked every 15 s"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from celery_lookout.cli import command
-from celery_lookout.metrics.exporter import ProcessMetrics
+from celery_lookout.metrics.exporter import ProcessMetrics, SentryMetrics
 from celery_lookout.metrics.exposition import Exposition
 from celery_lookout.metrics.registry import Family, Registry, Scope
 from celery_lookout.metrics.spans import SpanMetrics
@@ -69,6 +69,7 @@ def families() -> dict[str, Family[Any]]:
     """Return every family that the sidecar declares, by name."""
     registry = Registry()
     ProcessMetrics(registry, "0")
+    SentryMetrics(registry)
     Cluster(Scope(registry), ClusterOptions())
     SpanMetrics(Scope(registry))
     return registry.families
