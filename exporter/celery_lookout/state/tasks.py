@@ -98,7 +98,7 @@ class Tasks:
         self._names = names
         self.exceptions = exceptions
         self._failures = failures
-        self._trace_id_of = trace_id_of
+        self.trace_id_of = trace_id_of
         self._tasks: dict[str, Task] = {}
         self._rows: dict[tuple[str, str], Row] = {}
         self._held: dict[str, Held] = {}
@@ -511,7 +511,7 @@ class Tasks:
 
     def _exemplar(self, task_id: str, value: float, at: float) -> Exemplar | None:
         """Return the task as exemplar of a *value* observed *at* that time; None where it has no trace."""
-        trace_id = None if self._trace_id_of is None else self._trace_id_of(task_id)
+        trace_id = None if self.trace_id_of is None else self.trace_id_of(task_id)
         # A clock that is ahead must not keep those of other workers away for as long.
         return None if trace_id is None else exemplar(trace_id, task_id, round(max(value, 0.0), 6), min(at, self._now))
 
