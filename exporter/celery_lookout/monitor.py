@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from .broker import Broker
 from .collectors import QueueProbe, QueuesCollector, SnapshotsCollector, WorkersCollector
+from .events import Event
 from .findings import findings
 from .intake.decode import REASONS, EventDecoder
 from .intake.listener import Listener
@@ -78,24 +79,26 @@ class Monitor:
         self.broker = broker
         self.name = broker.name or broker.masked_url
         forwards = None if forwarder is None else forwarder.of(broker.name)
-        self.cluster = cluster = Cluster(Scope(registry, broker.name), settings.cluster, forwards)
+        scope = Scope(registry, broker.name)
+        #: The spans made of the broker's events; None when none are wanted. A guest leaves them to the sidecar.
+        self.spans: SpanTable | None = None
+        self._sending: SpansCollector | None = None
+        if settings.otlp is not None and broker.has_events and not is_guest:
+            metrics = SpanMetrics(scope)
+            self.spans = SpanTable(
+                system=_SYSTEMS.get(broker.kind, broker.scheme),
+                queue_of=self._queue_of_sent,
+                dropped=metrics.dropped.inc,
+            )
+            sender = _span_sender(settings.otlp, broker)
+            self._sending = SpansCollector(sender, self.spans, metrics, broker=self.name, clock=clock)
+        trace_id_of = None if self.spans is None else self.spans.trace_id_of
+        self.cluster = cluster = Cluster(scope, settings.cluster, forwards, trace_id_of=trace_id_of)
         self._clock = clock
         for reason in REASONS:
             cluster.refused(reason, 0)
         for reason in SNAPSHOT_REASONS:
             cluster.refused_snapshot(reason, 0)
-        #: The spans made of the broker's events; None when none are wanted. A guest leaves them to the sidecar.
-        self.spans: SpanTable | None = None
-        self._sending: SpansCollector | None = None
-        if settings.otlp is not None and broker.has_events and not is_guest:
-            metrics = SpanMetrics(Scope(registry, broker.name))
-            self.spans = SpanTable(
-                system=_SYSTEMS.get(broker.kind, broker.scheme),
-                queue_of=cluster.routes.queue_of_sent,
-                dropped=metrics.dropped.inc,
-            )
-            sender = _span_sender(settings.otlp, broker)
-            self._sending = SpansCollector(sender, self.spans, metrics, broker=self.name, clock=clock)
         decoder = EventDecoder(cluster.refused, accept_msgpack=settings.accept_msgpack)
         self.listener = Listener(
             _source(broker, decoder, settings),
@@ -140,6 +143,9 @@ class Monitor:
             sending = Poller(self._sending, cluster.exporter, executor, broker=self.name, clock=clock)
             self._sending.hurry = sending.hurry
             self.pollers.append(sending)
+
+    def _queue_of_sent(self, event: Event) -> str | None:
+        return self.cluster.routes.queue_of_sent(event)
 
     @property
     def was_reached(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -113,6 +114,15 @@ def test_every_root_is_one_trace(
     otlp.wait_for(2 * runs)
     sidecar.wait_for(SPANS, 2 * runs, outcome="sent")
     assert {span.trace_id for span in otlp.spans} == set().union(*traces.values())
+    text = sidecar.get("/metrics", Accept="application/openmetrics-text").body.decode()
+    shown = re.findall(r'^(\w+)\{.*# \{trace_id="(\w+)"', text, re.MULTILINE)
+    assert {trace_id for _, trace_id in shown} <= set().union(*traces.values())
+    assert {name for name, _ in shown} >= {
+        "celery_task_runtime_seconds_bucket",
+        "celery_task_queue_wait_seconds_bucket",
+        "celery_task_failed_total",
+        "celery_task_exceptions_total",
+    }
     for what, ids in traces.items():
         found = trees([span for span in otlp.spans if span.trace_id in ids])
         if what == "chord in a chain":

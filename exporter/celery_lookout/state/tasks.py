@@ -98,7 +98,7 @@ class Tasks:
         self._names = names
         self.exceptions = exceptions
         self._failures = failures
-        self.trace_id_of = trace_id_of
+        self._trace_id_of = trace_id_of
         self._tasks: dict[str, Task] = {}
         self._rows: dict[tuple[str, str], Row] = {}
         self._held: dict[str, Held] = {}
@@ -311,7 +311,7 @@ class Tasks:
             series.observe_runtime("failed", runtime, self._exemplar(event.uuid, runtime, event.timestamp))
         self._exemplify_failure(event, series, raised)
         if self._failures is not None:
-            self._failures.take(_failure(event, task, _KINDS.get(raised, "exception")))
+            self._failures.take(_failure(event, task, _KINDS.get(raised, "exception"), self._trace_id(event.uuid)))
 
     def _retried(self, event: Event) -> None:
         task = self._find(event)
@@ -509,9 +509,12 @@ class Tasks:
         if raised in TERMINATIONS:
             series.exemplify_termination(TERMINATIONS[raised], shown)
 
+    def _trace_id(self, task_id: str) -> str | None:
+        return None if self._trace_id_of is None else self._trace_id_of(task_id)
+
     def _exemplar(self, task_id: str, value: float, at: float) -> Exemplar | None:
         """Return the task as exemplar of a *value* observed *at* that time; None where it has no trace."""
-        trace_id = None if self.trace_id_of is None else self.trace_id_of(task_id)
+        trace_id = self._trace_id(task_id)
         # A clock that is ahead must not keep those of other workers away for as long.
         return None if trace_id is None else exemplar(trace_id, task_id, round(max(value, 0.0), 6), min(at, self._now))
 
@@ -591,7 +594,7 @@ class Tasks:
             )
 
 
-def _failure(event: Event, task: Task, kind: FailureKind) -> Failure:
+def _failure(event: Event, task: Task, kind: FailureKind, trace_id: str | None) -> Failure:
     # The only event of a task that no worker knows has its name just there, unless its publisher told.
     named = _NOT_REGISTERED.fullmatch(event.exception or "") if task.row.series.task == UNKNOWN else None
     return Failure(
@@ -605,4 +608,5 @@ def _failure(event: Event, task: Task, kind: FailureKind) -> Failure:
         exception=shortened(event.exception or ""),
         traceback=shortened(event.traceback or ""),
         runtime=max(event.timestamp - task.started_at, 0.0) if task.started_at else None,
+        trace_id=trace_id,
     )
