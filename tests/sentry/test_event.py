@@ -86,7 +86,7 @@ def test_all_of_a_sentry_event() -> None:
         "logger": "celery-lookout",
         "transaction": "shop.tasks.resize",
         "server_name": "web-1",
-        "fingerprint": ["{{ default }}", "shop.tasks.resize"],
+        "fingerprint": ["OutOfStock", "shop.tasks.resize", "tasks.py:resize"],
         "tags": {
             "task": "shop.tasks.resize",
             "queue": "images",
@@ -400,9 +400,21 @@ def test_kills_are_one_issue_per_task_whoever_tells_them() -> None:
     assert found == {("TimeLimitExceeded", "shop.tasks.resize")}
 
 
-def test_sentry_groups_what_has_frames_of_the_application() -> None:
-    assert fingerprint() == ["{{ default }}", "shop.tasks.resize"]
-    assert sentry_event(recorded("explicit_cause"))["fingerprint"][0] == "{{ default }}"
+def test_what_led_here_tells_faults_apart() -> None:
+    assert sentry_event(recorded("explicit_cause"))["fingerprint"] == [
+        "OutOfStock",
+        "tests.sentry.failing_tasks.explicit_cause",
+        "failing_tasks.py:explicit_cause",
+        "KeyError",
+        "failing_tasks.py:explicit_cause",
+    ]
+
+
+def test_neither_message_nor_release_nor_line_makes_an_issue() -> None:
+    frame = 'Traceback (most recent call last):\n  File "/srv/{}/shop/tasks.py", line {}, in resize\n    run()\n'
+    assert fingerprint(traceback=frame.format("releases/17", 4) + "shop.OutOfStock: no item 17") == fingerprint(
+        traceback=frame.format("releases/18", 5) + "shop.OutOfStock: no item 18 for Ada"
+    )
 
 
 @pytest.mark.parametrize("message", ["no item 17", "no item 18 for Ada"])
@@ -410,14 +422,14 @@ def test_message_makes_no_issue_where_there_are_no_frames(message: str) -> None:
     assert fingerprint(traceback=f"shop.OutOfStock: {message}") == ["OutOfStock", "shop.tasks.resize"]
 
 
-def test_message_of_a_cause_without_frames_makes_no_issue() -> None:
-    """Sentry would take that message into its own grouping."""
-    cause = "KeyError: 'item 17'\n\nThe above exception was the direct cause of the following exception:\n\n"
-    assert fingerprint(traceback=f"{cause}{FRAMES}shop.OutOfStock: x") == [
-        "OutOfStock",
-        "shop.tasks.resize",
-        "shop/tasks.py:resize",
+def test_members_of_a_group_make_no_issue() -> None:
+    one, three = "ValueError: a", "ValueError: a\n    +---------------- 2 ----------------\n    | KeyError: 'b'"
+    group = "  + Exception Group Traceback (most recent call last):\n  | ExceptionGroup: some (1 sub-exception)\n"
+    texts = [
+        f"{group}  +-+---------------- 1 ----------------\n    | {members}\n    +---\n" for members in (one, three)
     ]
+    assert [len(sentry_event(replace(FAILURE, traceback=text))["exception"]["values"]) for text in texts] == [2, 3]
+    assert fingerprint(traceback=texts[0]) == fingerprint(traceback=texts[1]) == ["ExceptionGroup", "shop.tasks.resize"]
 
 
 def test_task_without_a_name_has_a_fingerprint() -> None:

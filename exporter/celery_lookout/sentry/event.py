@@ -11,8 +11,9 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any, Final
 
 from msgspec import Struct
@@ -48,6 +49,10 @@ _CLASSES: Final = {
 _WRAPPERS: Final = frozenset({"ExceptionWithTraceback", "UnpickleableExceptionWrapper", "RemoteTraceback", "NoneType"})
 _NAME = re.compile(r"([^\W\d][\w.<>]*)(?:\(|$)")
 _TRACE = re.compile(r"(?!0{32})[0-9a-f]{32}")
+
+
+#: Frames of the application that tell one fault from another.
+_PLACES: Final = 5
 
 
 class _Limits(Struct, frozen=True, gc=False):
@@ -248,23 +253,25 @@ def _gap(what: str) -> dict[str, Any]:
 
 def _fingerprint(failure: Failure, values: Sequence[dict[str, Any]]) -> list[str]:
     """
-    Return what makes two failures one issue: never a message, which may hold a name or a number.
+    Return what makes two failures one issue: the task, and of each exception that led here its class and place.
 
-    Sentry's own grouping goes by frames of the application, but for an exception without any it takes the message.
+    Never a message, which may hold a name or a number: some servers' own grouping goes by it. Nor a folder or a line,
+    which change with the release.
     """
-    task = _tag(failure.task) or UNKNOWN
-    places = [_innermost_app_frame(value) for value in values]
-    if all(places):
-        return ["{{ default }}", task]
-    return [values[0]["type"], task, *places[0]]
+    raised, *others = values
+    parts = [raised["type"], _tag(failure.task) or UNKNOWN, *_places(raised, _PLACES)]
+    for value in others:
+        # Which members a group has, and in what order, is chance.
+        if value["mechanism"].get("source") in ("__cause__", "__context__"):
+            parts += [value["type"], *_places(value, 1)]
+    return parts
 
 
-def _innermost_app_frame(value: dict[str, Any]) -> list[str]:
-    frames: Iterable[dict[str, Any]] = reversed(value.get("stacktrace", {}).get("frames", []))
-    for frame in frames:
-        if frame["in_app"]:
-            return [f"{frame['filename']}:{frame['function']}"]
-    return []
+def _places(value: dict[str, Any], number: int) -> list[str]:
+    """Return file and function of the innermost frames of the application, the innermost last."""
+    frames = value.get("stacktrace", {}).get("frames", [])
+    places = [f"{PurePath(frame['filename']).name}:{frame['function']}" for frame in frames if frame["in_app"]]
+    return places[-number:]
 
 
 def _clean(text: str) -> str:
