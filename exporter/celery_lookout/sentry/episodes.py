@@ -62,7 +62,7 @@ class Episodes:
 
     def look(self, now: float) -> Iterator[Episode]:
         """Yield what has begun by *now* and was not told yet. Call it every few seconds."""
-        found = {(episode.kind, episode.subject): episode for episode in self._all(now)}
+        found: dict[tuple[EpisodeKind, str], Episode] = {(one.kind, one.subject): one for one in self._all(now)}
         for key, episode in found.items():
             if key not in self._told:
                 yield episode
