@@ -47,6 +47,8 @@ class Failure(Struct, frozen=True, gc=False):
     trace_id: str | None = None
     #: Of the Sentry event that the worker's own SDK sent.
     sentry_event_id: str | None = None
+    #: Whether the task announces this class of exception (``throws``). Only snapshots tell.
+    expected: bool = False
 
 
 def is_kind(text: str) -> TypeGuard[FailureKind]:

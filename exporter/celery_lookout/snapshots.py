@@ -71,6 +71,7 @@ class Failure(Struct, frozen=True, gc=False):
     runtime: _Seconds | None = None
     trace_id: _Text | None = None
     sentry_event_id: _Text | None = None
+    expected: bool = False
 
 
 class Entry(Struct, frozen=True, gc=False):

@@ -76,6 +76,7 @@ class Failure(NamedTuple):
     runtime: float | None = None
     trace_id: str | None = None
     sentry_event_id: str | None = None
+    expected: bool = False
 
 
 _FRAME = struct.Struct("<HB")  # length of the rest, kind

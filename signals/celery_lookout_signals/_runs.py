@@ -97,6 +97,7 @@ class Runs:
                 runtime=round(time.monotonic() - since, 6),
                 trace_id=current_trace_id() or trace_id_of(vars(task.request)),
                 sentry_event_id=sentry_event_id(),
+                expected=isinstance(error, task.throws or ()),
             )
         )
 

@@ -355,12 +355,17 @@ def test_beside_the_sdk_nothing_is_told_twice(
     client.send("fail")
     ingest.wait_for(1)  # a process that dies may take along what was not sent yet
     client.send("kill_self")
-    sidecar.wait_for(FAILED, 3)
-    sidecar.wait_for(FORWARDED, 2, outcome="sent")
+    client.app.send_task("sample.gone")
+    sidecar.wait_for(FAILED, 4)
+    sidecar.wait_for(FORWARDED, 3, outcome="sent")
     worker.stop()  # sends what is left
 
-    assert told(ingest, OURS) == [("sample.hard_limit", "TimeLimitExceeded"), ("sample.kill_self", "WorkerLostError")]
-    assert outcomes(sidecar.metrics()) == {"sent": 2}
+    assert told(ingest, OURS) == [
+        ("sample.gone", "NotRegistered"),
+        ("sample.hard_limit", "TimeLimitExceeded"),
+        ("sample.kill_self", "WorkerLostError"),
+    ]
+    assert outcomes(sidecar.metrics()) == {"sent": 3}
     by_sdk = told(ingest, SDK)
     assert by_sdk.pop() == ("sample.fail", "ValueError")
     if with_loggers:

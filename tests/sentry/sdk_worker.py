@@ -14,5 +14,6 @@ DSN, WITH_LOGGERS = "SAMPLE_SDK_DSN", "SAMPLE_SDK_LOGGERS"
 if DSN in os.environ:
     sentry_sdk.init(os.environ[DSN], integrations=[CeleryIntegration()])
     if WITH_LOGGERS not in os.environ:
+        ignore_logger("celery.worker.consumer.consumer")
         ignore_logger("celery.worker.request")
         ignore_logger("multiprocessing")

@@ -156,6 +156,7 @@ async def test_a_fault_of_ours_costs_one_event(monkeypatch: pytest.MonkeyPatch) 
         ("all", {}, True),
         ("all", {"kind": "lost"}, True),
         ("all", {"sentry_event_id": "f" * 32}, False),
+        ("all", {"expected": True}, False),
         ("infra", {}, False),
         ("infra", {"kind": "soft_time_limit"}, False),
         ("infra", {"retries": 3}, True),

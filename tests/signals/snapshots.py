@@ -32,7 +32,7 @@ _BEAT = {"entries", "entries_left_out"}
 _ROW = {"task", "queue", "last_success_at", "last_failure_at", "totals", "exemplars"}
 _FAILURE = {
     "task_id", "task", "queue", "retries", "at", "kind", "exception", "traceback", "fingerprint", "runtime",
-    "trace_id", "sentry_event_id",
+    "trace_id", "sentry_event_id", "expected",
 }  # fmt: skip
 _ENTRY = {"entry", "task", "last_sent_at", "next_due_at"}
 

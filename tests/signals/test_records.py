@@ -71,6 +71,7 @@ failures = st.builds(
     runtime=st.none() | finite,
     trace_id=st.none() | anything,
     sentry_event_id=st.none() | anything,
+    expected=st.booleans(),
 )
 
 

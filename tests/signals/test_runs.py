@@ -72,7 +72,7 @@ def task(**fields: Any) -> Any:
         "id": "one", "retries": 0, "eta": None, "is_eager": False, "called_directly": False,
         "delivery_info": {"exchange": "", "routing_key": "q"},
     }  # fmt: skip
-    return SimpleNamespace(name="task", request=Context({**defaults, **fields}))
+    return SimpleNamespace(name="task", request=Context({**defaults, **fields}), throws=())
 
 
 def ended(sink: Sink, stamp: float | None = None, **unlike: Any) -> Run:
@@ -189,6 +189,19 @@ def test_a_failure_is_told_in_full_before_its_run(runs: Runs, sink: Sink) -> Non
         "one", "task", "q", 1, 0.0, "exception", "ZeroDivisionError", "Traceback …", "", trace_id=trace
     )
     ended(sink, outcome="failed", exception="ZeroDivisionError", retries=1, trace_id=trace, task_id="one")
+
+
+@pytest.mark.parametrize(
+    ("throws", "expected"), [((ZeroDivisionError,), True), (ArithmeticError, True), (KeyError, False), (None, False)]
+)
+def test_a_failure_tells_whether_its_task_announces_it(runs: Runs, sink: Sink, throws: Any, expected: bool) -> None:
+    one = task()
+    one.throws = throws
+    runs.begin(one, "one")
+    runs.fail(one, "one", boom(), "Traceback …")
+    [failure] = sink.told
+    assert isinstance(failure, Failure)
+    assert failure.expected == expected
 
 
 def test_a_failure_of_a_run_that_is_not_under_way_is_not_told(runs: Runs, sink: Sink) -> None:

@@ -28,6 +28,7 @@ TOLD = Told(
     runtime=2.5,
     trace_id="4bf92f3577b34da6a3ce929d0e0e4736",
     sentry_event_id="9c" * 16,
+    expected=True,
 )
 
 
@@ -164,6 +165,7 @@ def test_a_snapshots_failures_are_told_once(cluster: Cluster, sink: Sink) -> Non
     assert (failure.kind, failure.exception, failure.retries) == ("exception", "builtins.ValueError", 1)
     assert (failure.worker, failure.runtime) == ("mail@web-1", 2.5)
     assert (failure.trace_id, failure.sentry_event_id) == (TOLD.trace_id, TOLD.sentry_event_id)
+    assert failure.expected
 
 
 def test_those_told_before_this_process_began_are_not(cluster: Cluster, sink: Sink) -> None:

@@ -167,8 +167,8 @@ class BrokerForwarder(NamedTuple):
 
 def _is_due(failure: Failure, mode: str) -> bool:
     """Say whether *failure* is ours to report."""
-    if failure.sentry_event_id is not None:
-        return False  # the worker's own SDK did
+    if failure.sentry_event_id is not None or failure.expected:
+        return False  # the worker's own SDK did, or nobody is to
     if mode == "all":
         return True
     return failure.kind in KILLS or failure.kind == "unknown_task" or failure.retries > 0

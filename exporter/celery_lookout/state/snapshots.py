@@ -296,4 +296,5 @@ def _failure(told: ToldFailure, worker: str) -> Failure:
         runtime=told.runtime,
         trace_id=told.trace_id,
         sentry_event_id=told.sentry_event_id,
+        expected=told.expected,
     )
