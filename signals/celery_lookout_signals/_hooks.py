@@ -74,7 +74,7 @@ def _connect_runs(runs: Runs) -> None:
     _connect(signals.task_postrun, runs.end)
     # Before others' handlers: OpenTelemetry's ends the span that the run belongs to, and may export it.
     handlers = signals.task_postrun.receivers
-    handlers[:] = [*handlers[-1:], *handlers[:-1]]
+    handlers[:] = [*handlers[-1:], *handlers[:-1]]  # pyright: ignore[reportOptionalSubscript]  # a list in each signal
 
 
 def _worker_init(sender: Any = None, **_: Any) -> None:

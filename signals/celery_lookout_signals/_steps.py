@@ -28,7 +28,8 @@ class SnapshotStep(bootsteps.StartStopStep):
         super().__init__(consumer, **kwargs)
         self._timer: Any = None
 
-    def start(self, consumer: Any) -> None:
+    # Celery passes it by position, and its own steps rename it too.
+    def start(self, consumer: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Celery is connected and consumes."""
         guarded(self._start)(consumer)
 
@@ -39,7 +40,7 @@ class SnapshotStep(bootsteps.StartStopStep):
         worker.follow(consumer)
         self._timer = consumer.timer.call_repeatedly(TICK_SECONDS, guarded(worker.tick))
 
-    def stop(self, consumer: Any) -> None:
+    def stop(self, consumer: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as above
         """The connection is gone, or the worker stops."""
         timer, self._timer = self._timer, None
         if timer is not None:

@@ -76,9 +76,15 @@ def publish(broker: Broker, body: bytes, properties: dict[str, Any]) -> None:
     user, _, password = broker.url.removeprefix("amqp://").partition("@")[0].partition(":")
     with amqp.Connection(host, userid=user, password=password, virtual_host=rest) as connection:
         message = amqp.Message(
-            body, content_type=content_type, content_encoding=content_encoding, application_headers=headers
+            body,  # pyright: ignore[reportArgumentType]  # untyped, and takes bytes
+            content_type=content_type,
+            content_encoding=content_encoding,
+            application_headers=headers,
         )
-        connection.channel().basic_publish(message, exchange="celeryev", routing_key="worker.heartbeat")
+        # A method, but amqp assigns it, and pyright forgets that it is bound.
+        connection.channel().basic_publish(  # pyright: ignore[reportCallIssue]
+            message, exchange="celeryev", routing_key="worker.heartbeat"
+        )
 
 
 def publish_to_redis(broker: Broker, data: bytes) -> None:

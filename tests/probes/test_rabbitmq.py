@@ -88,6 +88,7 @@ def test_a_missing_queue_is_asked_for_less_and_less(
     questions = asked.count("late")
     assert 10 < questions < 20
     make_client(rabbit_broker.url).send("noop", queue="late")
+    found: dict[str, QueueReading] = {}
     for _ in range(31):
         seconds += 2
         found = by_name(probe.collect(["late"]))

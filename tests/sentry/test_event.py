@@ -543,6 +543,8 @@ def test_live_exception_of_this_process() -> None:
         json.loads("{")
     except ValueError:
         failure = replace(FAILURE, task=f"{__name__}.run", traceback=traceback.format_exc())
+    else:
+        pytest.fail("nothing was raised")
     found = raised(failure)["stacktrace"]["frames"]
     own = [frame for frame in found if frame["in_app"]]
     assert [(frame["filename"], frame["function"], frame["context_line"]) for frame in own] == [

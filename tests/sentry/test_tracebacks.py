@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from billiard.einfo import ExceptionWithTraceback
@@ -169,7 +169,7 @@ class Outer:
         """Its name says nothing of where the module ends."""
 
 
-def plain(error: BaseException | None = None) -> None:
+def plain(error: BaseException | None = None) -> NoReturn:
     raise error or ValueError("broken")
 
 

@@ -138,7 +138,7 @@ class Pager:
                 self.send_response(200)
                 self.end_headers()
 
-            def log_message(self, *arguments: object) -> None:
+            def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - http.server's name
                 """Stay silent: the notifications say it all."""
 
         return Handler

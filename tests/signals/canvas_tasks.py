@@ -111,14 +111,19 @@ def publish(self: Any, x: int) -> str:
     return str(self.app.tasks["canvas.add"].apply_async((x, x), task_id=f"{self.request.id}-child").id)
 
 
+def _client(app: Any) -> Any:
+    """Return the Redis client of *app*'s result backend."""
+    return app.backend.client
+
+
 def note(message: Any, *, key: str) -> None:
     """Append to a list in Redis: an errback of the old style, whose own result nobody holds."""
-    current_app.backend.client.rpush(key, str(message))
+    _client(current_app).rpush(key, str(message))
 
 
 def errback(request: Any, error: Any, traceback: Any, key: str = "") -> None:
     """The new style, called in place where the task failed."""
-    current_app.backend.client.rpush(key, f"{request.id} {error!r}")
+    _client(current_app).rpush(key, f"{request.id} {error!r}")
 
 
 def seen(self: Any, previous: Any = None) -> list[Any]:
@@ -262,7 +267,7 @@ def main(run: str) -> None:
         signatures = {what: found for what, found in signatures.items() if what not in _NEED_PROTOCOL_2}
     results = {what: signature.apply_async() for what, signature in signatures.items()}
     results.update({what: app.AsyncResult(f"{run}-{ending}") for what, ending in FURTHER.items()})
-    key, client = f"{run}-notes", app.backend.client
+    key, client = f"{run}-notes", _client(app)
 
     def pending() -> list[str]:
         missing = [what for what, result in results.items() if what != "no result" and not result.ready()]
@@ -283,7 +288,7 @@ def main(run: str) -> None:
 def _outcome(result: Any) -> Any:
     """Return what became of *result*, which is ready, in JSON types and without the ids that Celery made up."""
     if isinstance(result, GroupResult):
-        return [_outcome(child) for child in result.results]
+        return [_outcome(child) for child in result.results]  # pyright: ignore[reportGeneralTypeIssues]  # a list since __init__
     value = result.result
     return [result.state, _UUID.sub("UUID", repr(value)) if isinstance(value, BaseException) else value]
 

@@ -21,7 +21,10 @@ call_command("migrate", verbosity=0)
 from django_celery_beat.models import IntervalSchedule, PeriodicTask  # noqa: E402  # models need the set-up
 
 for name, task, seconds in (("often", "sample.noop", 1), ("rare", "sample.add", 3600)):
-    every, _ = IntervalSchedule.objects.get_or_create(every=seconds, period=IntervalSchedule.SECONDS)
+    # Django's metaclass adds "objects".
+    every, _ = IntervalSchedule.objects.get_or_create(  # pyright: ignore[reportAttributeAccessIssue]
+        every=seconds, period=IntervalSchedule.SECONDS
+    )
     PeriodicTask.objects.get_or_create(name=name, defaults={"task": task, "interval": every})
 
 app = Celery("sample", broker=os.environ["SAMPLE_BROKER"])

@@ -55,9 +55,9 @@ def test_histograms_have_the_same_buckets() -> None:
 def every_key() -> set[str]:
     """Return all keys that rows of a worker can have."""
     totals = Totals()
+    row = totals.row("task", "queue")
     for value in (*_totals.RUNTIME_BUCKETS, *_totals.WAIT_BUCKETS, 1e9):
         for outcome in OUTCOMES[:-1]:
-            row = totals.row("task", "queue")
             row.count_start(value)
             totals.count_received("task", "queue", redelivered=True)
             row.count_end(Run("task", "queue", outcome, "Boom", retries=1, runtime=value, cpu=1.0, growth=1, peak=1))

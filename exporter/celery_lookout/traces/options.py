@@ -49,10 +49,11 @@ def _endpoint(text: str) -> str:
         usable = False
     if "@" in text:
         raise SettingsError("--otlp.endpoint '***' may not hold user and password: give them as an --otlp.header")
-    if not usable or url.fragment or re.search(r"[\s\x00-\x1f\x7f-\U0010ffff]", text):
+    # What is usable was split, which pyright does not see.
+    if not usable or url.fragment or re.search(r"[\s\x00-\x1f\x7f-\U0010ffff]", text):  # pyright: ignore[reportPossiblyUnboundVariable]
         shown = text.partition("?")[0][:200]
         raise SettingsError(f"--otlp.endpoint {shown!r} is not an HTTP URL: write for example http://collector:4318")
-    return url._replace(path=PATH if url.path in ("", "/") else url.path).geturl()
+    return url._replace(path=PATH if url.path in ("", "/") else url.path).geturl()  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def _header(text: str) -> tuple[str, str]:
