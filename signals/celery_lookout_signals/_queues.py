@@ -73,12 +73,16 @@ def _bindings(queue: Any) -> Iterable[tuple[str, str, str]]:
         yield binding.exchange.name, binding.exchange.type, binding.routing_key or ""
 
 
+def _words(key: str) -> list[str]:
+    return key.split(".") if key else []
+
+
 def _matches(exchange_type: str, pattern: str, routing_key: str) -> bool:
     if exchange_type == "fanout":
         return True
     if exchange_type == "topic":
-        # In AMQP * is one word and # any number of them, none included.
-        words = (".*" if word == "#" else r"[^.]+" if word == "*" else re.escape(word) for word in pattern.split("."))
-        expression = r"\.".join(words).replace(r"\..*", r"(\..*)?").replace(r".*\.", r"(.*\.)?")
-        return re.fullmatch(expression, routing_key) is not None
+        # In AMQP * is one word and # any number of them, none included. Each word is matched with a dot behind it.
+        wild = {"#": r"(?:[^.]*\.)*", "*": r"[^.]+\."}
+        expression = "".join(wild.get(word) or re.escape(f"{word}.") for word in _words(pattern))
+        return re.fullmatch(expression, "".join(f"{word}." for word in _words(routing_key))) is not None
     return pattern == routing_key

@@ -30,6 +30,8 @@ ABSENT = {
     "celery_exporter_series_dropped_total": "the limit on series is far",
     "celery_exporter_events_invalid_total": "all events are valid",
     "celery_exporter_snapshots_invalid_total": "all snapshots are valid",
+    "celery_exporter_sentry_events_total": "there is no Sentry",
+    "celery_exporter_spans_total": "there is nobody to send spans to",
 }
 
 #: Seconds in which everything is to be seen; some 30 on an idle machine, and chance has a part in it.

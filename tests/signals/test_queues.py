@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kombu import Exchange, Queue, binding
 from kombu.common import Broadcast
@@ -146,5 +146,6 @@ def binds(pattern: list[str], key: list[str]) -> bool:
 
 @settings(deadline=None)
 @given(pattern=patterns.filter(bool), key=words)
+@example(pattern=["#", "#", "a"], key=["a"])
 def test_topics_match_as_amqp_says(pattern: list[str], key: list[str]) -> None:
     assert _matches("topic", ".".join(pattern), ".".join(key)) == binds(pattern, key)
