@@ -56,11 +56,11 @@ def is_kind(text: str) -> TypeGuard[FailureKind]:
     return text in _KINDS
 
 
-def shortened(text: str) -> str:
-    """Return *text* with its middle left out if it has more than ``TEXT_LIMIT`` characters."""
-    if len(text) <= TEXT_LIMIT:
+def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
+    """Return *text* with its middle left out if it has more than *limit* characters."""
+    if len(text) <= limit:
         return text
-    half = TEXT_LIMIT // 2
+    half = limit // 2
     return f"{text[:half]}\n  [… {len(text) - 2 * half} characters left out …]\n{text[-half:]}"
 
 

@@ -15,6 +15,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from ..failures import shortened
+
 #: Class of an exception that the text does not name.
 UNNAMED: Final = ""
 
@@ -67,17 +69,9 @@ def parse(text: str) -> tuple[Raised, ...]:
     Never raises. Takes time in proportion to the text.
     """
     reader = _Reader()
-    for line in shortened(text).replace("\r\n", "\n").split("\n"):
+    for line in shortened(text, LONGEST).replace("\r\n", "\n").split("\n"):
         reader.read(line)
     return tuple(_flat(reader.root)) or (Raised(UNNAMED),)
-
-
-def shortened(text: str) -> str:
-    """Return *text* without its middle if it is too long."""
-    if len(text) <= LONGEST:
-        return text
-    half = LONGEST // 2
-    return f"{text[:half]}\n  [… {len(text) - 2 * half} characters left out …]\n{text[-half:]}"
 
 
 _HEADERS: Final = frozenset(
