@@ -48,13 +48,11 @@ class Delivery:
     def __init__(self, options: SentryOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._outbox = _Outbox()
-        # Whatever the SDK would find by itself tells of this process, not of the worker's.
         self._client = sentry_sdk.Client(
             options.dsn,
             transport=self._outbox,
             environment=options.environment,
-            release=options.release or "",
-            server_name="",
+            release=options.release,
             default_integrations=False,
             auto_enabling_integrations=False,
             auto_session_tracking=False,
@@ -62,6 +60,8 @@ class Delivery:
             shutdown_timeout=0,
             spotlight=False,
         )
+        # What the SDK finds by itself is this process's release and host, not the worker's.
+        self._client.options.update(release=options.release, server_name=None)
         auth = Dsn(options.dsn).to_auth(f"celery-lookout/{__version__}")
         self._url = auth.get_api_url()
         self._headers = {
