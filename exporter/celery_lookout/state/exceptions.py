@@ -9,9 +9,16 @@ name and ``exception`` has the class. Seen in Celery 5.3 to 5.7.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Literal
 
 UNKNOWN: Final = "unknown"
+
+#: Classes that tell of a time limit or the death of the pool process, and what they count as.
+TERMINATIONS: Final[dict[str, Literal["soft_time_limit", "hard_time_limit", "worker_lost"]]] = {
+    "SoftTimeLimitExceeded": "soft_time_limit",
+    "TimeLimitExceeded": "hard_time_limit",
+    "WorkerLostError": "worker_lost",
+}
 
 _CALL = re.compile(r"([A-Za-z_][\w.]*)\(")
 _NAME = re.compile(r"([A-Za-z_][\w.]*)(?::|$)", re.MULTILINE)

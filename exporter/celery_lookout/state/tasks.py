@@ -15,20 +15,20 @@ Events come late, twice, out of order or never. What makes the counts right all 
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ..events import Event
-from ..failures import Failure, FailureKind, FailureSink, shortened
+from ..failures import FailureSink
 from ..metrics.exemplars import Exemplar, exemplar
 from ..metrics.exporter import ExporterMetrics
 from ..metrics.limits import LabelBudget
 from ..metrics.tasks import TaskMetrics, TaskSeries
 from ..readings import ActiveTask
-from .exceptions import exception_class
+from . import reports
+from .exceptions import TERMINATIONS, exception_class
 from .queues import UNKNOWN, Queues
 from .records import NO_WORK, Attempt, Held, Row, RunningTasks, Task, Work, unix_time
 from .routes import Routes
@@ -54,17 +54,6 @@ NOT_FAILURES: Final = frozenset({"Reject", "Ignore"})
 
 #: Of these one is a task's last, unless it says that the message was put back.
 FINAL_EVENTS: Final = frozenset({"task-succeeded", "task-failed", "task-revoked", "task-rejected"})
-
-TERMINATIONS: Final[dict[str, Literal["soft_time_limit", "hard_time_limit", "worker_lost"]]] = {
-    "SoftTimeLimitExceeded": "soft_time_limit",
-    "TimeLimitExceeded": "hard_time_limit",
-    "WorkerLostError": "worker_lost",
-}
-
-_NOT_REGISTERED: Final = re.compile(r"NotRegistered\('([^'\\]{1,255})'\)")
-
-#: What kind of failure a class of exception is, where it is not simply an exception.
-_KINDS: Final[dict[str, FailureKind]] = {**TERMINATIONS, "NotRegistered": "unknown_task"}
 
 
 class Tasks:
@@ -311,7 +300,7 @@ class Tasks:
             series.observe_runtime("failed", runtime, self._exemplar(event.uuid, runtime, event.timestamp))
         self._exemplify_failure(event, series, raised)
         if self._failures is not None:
-            self._failures.take(_failure(event, task, _KINDS.get(raised, "exception"), self._trace_id(event.uuid)))
+            self._failures.take(reports.failed(event, task, raised, self._trace_id(event.uuid)))
 
     def _retried(self, event: Event) -> None:
         task = self._find(event)
@@ -568,45 +557,15 @@ class Tasks:
         """
         for running in told:
             running.row.series.lost.inc(running.acknowledged)
-            if running.acknowledged:
-                self._tell_lost("", running.row, worker, running.oldest_start)
+            if running.acknowledged and self._failures is not None:
+                self._failures.take(reports.lost("", running.row, worker.name, running.oldest_start, self._now))
         told.clear()
         for task_id, task in list(worker.running.items()):
             if task.started_at <= before:
                 task.row.series.lost.inc()
-                self._tell_lost(task_id, task.row, worker, task.started_at, max(task.retries, 0))
+                if self._failures is not None:
+                    retries = max(task.retries, 0)
+                    self._failures.take(
+                        reports.lost(task_id, task.row, worker.name, task.started_at, self._now, retries)
+                    )
                 self.let_go_silently(worker, [task_id])
-
-    def _tell_lost(self, task_id: str, row: Row, worker: Worker, started_at: float, retries: int = 0) -> None:
-        """Tell of a task that is lost, or of several of one kind without their ids."""
-        if self._failures is not None:
-            self._failures.take(
-                Failure(
-                    kind="lost",
-                    task_id=task_id,
-                    task=row.series.task,
-                    queue=row.queue.name,
-                    worker=worker.name,
-                    retries=retries,
-                    at=self._now,
-                    runtime=max(self._now - started_at, 0.0),
-                )
-            )
-
-
-def _failure(event: Event, task: Task, kind: FailureKind, trace_id: str | None) -> Failure:
-    # The only event of a task that no worker knows has its name just there, unless its publisher told.
-    named = _NOT_REGISTERED.fullmatch(event.exception or "") if task.row.series.task == UNKNOWN else None
-    return Failure(
-        kind=kind,
-        task_id=event.uuid,
-        task=task.row.series.task if named is None else named[1],
-        queue=task.row.queue.name,
-        worker=event.hostname,
-        retries=max(task.retries, 0),
-        at=event.timestamp,
-        exception=shortened(event.exception or ""),
-        traceback=shortened(event.traceback or ""),
-        runtime=max(event.timestamp - task.started_at, 0.0) if task.started_at else None,
-        trace_id=trace_id,
-    )
