@@ -22,7 +22,7 @@ from .intake.snapshots import REASONS as SNAPSHOT_REASONS
 from .intake.source import EventSource
 from .metrics.registry import Registry, Scope
 from .metrics.spans import SpanMetrics
-from .poller import Poller
+from .poller import Collector, Poller
 from .probes.control import ControlProbe
 from .sentry.episodes import Episodes
 from .sentry.forwarder import BrokerForwarder, Forwarder
@@ -80,21 +80,11 @@ class Monitor:
         self.name = broker.name or broker.masked_url
         forwards = None if forwarder is None else forwarder.of(broker.name)
         scope = Scope(registry, broker.name)
+        self._clock = clock
         #: The spans made of the broker's events; None when none are wanted. A guest leaves them to the sidecar.
-        self.spans: SpanTable | None = None
-        self._sending: SpansCollector | None = None
-        if settings.otlp is not None and broker.has_events and not is_guest:
-            metrics = SpanMetrics(scope)
-            self.spans = SpanTable(
-                system=_SYSTEMS.get(broker.kind, broker.scheme),
-                queue_of=self._queue_of_sent,
-                dropped=metrics.dropped.inc,
-            )
-            sender = _span_sender(settings.otlp, broker)
-            self._sending = SpansCollector(sender, self.spans, metrics, broker=self.name, clock=clock)
+        self.spans, self._sending = self._span_parts(None if is_guest else settings.otlp, scope)
         trace_id_of = None if self.spans is None else self.spans.trace_id_of
         self.cluster = cluster = Cluster(scope, settings.cluster, forwards, trace_id_of=trace_id_of)
-        self._clock = clock
         for reason in REASONS:
             cluster.refused(reason, 0)
         for reason in SNAPSHOT_REASONS:
@@ -121,14 +111,15 @@ class Monitor:
             clock=clock,
         )
         self._work = [self._tick, self._explain]
-        if forwards is not None and forwarder is not None:
-            stuck_after = forwarder.options.stuck_after
-            self._work.append(partial(self._report, Episodes(cluster, self.name, stuck_after=stuck_after), forwards))
-        self._snapshots = Poller(snapshots, cluster.exporter, executor, broker=self.name, clock=clock)
-        self.pollers: list[Poller[Any, Any]] = [
-            Poller(self.queues, cluster.exporter, executor, broker=self.name, clock=clock),
-            self._snapshots,
-        ]
+        if forwards is not None:
+            episodes = Episodes(cluster, self.name, stuck_after=forwards.forwarder.options.stuck_after)
+            self._work.append(partial(self._report, episodes, forwards))
+
+        def poller(collector: Collector[Any, Any]) -> Poller[Any, Any]:
+            return Poller(collector, cluster.exporter, executor, broker=self.name, clock=clock)
+
+        self._snapshots = poller(snapshots)
+        self.pollers = [poller(self.queues), self._snapshots]
         if broker.has_events:
             workers = WorkersCollector(
                 ControlProbe(broker),
@@ -138,11 +129,24 @@ class Monitor:
                 broker=self.name,
                 clock=clock,
             )
-            self.pollers.append(Poller(workers, cluster.exporter, executor, broker=self.name, clock=clock))
+            self.pollers.append(poller(workers))
         if self._sending is not None:
-            sending = Poller(self._sending, cluster.exporter, executor, broker=self.name, clock=clock)
+            sending = poller(self._sending)
             self._sending.hurry = sending.hurry
             self.pollers.append(sending)
+
+    def _span_parts(self, options: OtlpOptions | None, scope: Scope) -> tuple[SpanTable | None, SpansCollector | None]:
+        """Return what makes spans of events and what sends them, if that is wanted."""
+        if options is None or not self.broker.has_events:
+            return None, None
+        metrics = SpanMetrics(scope)
+        table = SpanTable(
+            system=_SYSTEMS.get(self.broker.kind, self.broker.scheme),
+            queue_of=self._queue_of_sent,
+            dropped=metrics.dropped.inc,
+        )
+        sender = _span_sender(options, self.broker)
+        return table, SpansCollector(sender, table, metrics, broker=self.name, clock=self._clock)
 
     def _queue_of_sent(self, event: Event) -> str | None:
         return self.cluster.routes.queue_of_sent(event)

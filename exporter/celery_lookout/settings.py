@@ -170,7 +170,6 @@ class Settings:
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
     #: None when nothing is forwarded.
     sentry: SentryOptions | None = None
-
     #: None when no spans are wanted.
     otlp: OtlpOptions | None = None
 

@@ -19,12 +19,13 @@ import sentry_sdk
 
 from celery_lookout.metrics.exporter import SentryMetrics
 from celery_lookout.metrics.registry import Registry
+from celery_lookout.poller import FAREWELL_SECONDS
 from celery_lookout.sentry import delivery as module
 from celery_lookout.sentry.checkins import CheckIns
 from celery_lookout.sentry.delivery import BACK_OFF_SECONDS, LONGEST_BACK_OFF_SECONDS, Delivery
 from celery_lookout.sentry.episodes import Episode
 from celery_lookout.sentry.event import sentry_event
-from celery_lookout.sentry.forwarder import FAREWELL_SECONDS, Forwarder
+from celery_lookout.sentry.forwarder import Forwarder
 from celery_lookout.sentry.options import SentryOptions
 from tests.clusters import EPOCH, beat_snapshot
 from tests.sentry.test_forwarder import FAILURE, attempts

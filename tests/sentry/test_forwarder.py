@@ -11,8 +11,9 @@ from msgspec.structs import replace
 from celery_lookout.failures import Failure
 from celery_lookout.metrics.exporter import SENTRY_OUTCOMES, SentryMetrics, SentryOutcome
 from celery_lookout.metrics.registry import Registry
+from celery_lookout.poller import FAREWELL_SECONDS
 from celery_lookout.sentry.episodes import Episode
-from celery_lookout.sentry.forwarder import FAREWELL_SECONDS, QUEUE_SIZE, Forwarder
+from celery_lookout.sentry.forwarder import QUEUE_SIZE, Forwarder
 from celery_lookout.sentry.limits import KINDS_LIMIT, Limits
 from celery_lookout.sentry.options import SentryOptions
 from celery_lookout.snapshots import BeatSnapshot, Entry

@@ -50,7 +50,6 @@ _WRAPPERS: Final = frozenset({"ExceptionWithTraceback", "UnpickleableExceptionWr
 _NAME = re.compile(r"([^\W\d][\w.<>]*)(?:\(|$)")
 _TRACE = re.compile(r"(?!0{32})[0-9a-f]{32}")
 
-
 #: Frames of the application that tell one fault from another.
 _PLACES: Final = 5
 
@@ -128,7 +127,6 @@ def _envelope(failure: Failure) -> dict[str, Any]:
         "platform": "python",
         "logger": LOGGER,
         "transaction": _tag(failure.task) or UNKNOWN,
-        # Left empty, the SDK would put this machine's name.
         "server_name": _tag(failure.worker.rpartition("@")[2]) or UNKNOWN,
         # Sentry marks a Sentry event with an empty tag as faulty.
         "tags": {key: text for key, value in tags.items() if (text := _tag(value))},

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from ..failures import KILLS, Failure
 from ..metrics.exporter import SentryMetrics, SentryOutcome
+from ..poller import FAREWELL_SECONDS
 from ..snapshots import BeatSnapshot
 from ..state.exceptions import UNKNOWN, exception_class
 from .checkins import CheckIns
@@ -27,9 +28,6 @@ from .options import SentryOptions
 
 #: Events that wait to be sent; what comes after is dropped. A minute's worth and more, by default.
 QUEUE_SIZE: Final = 100
-
-#: Seconds that the end may take to send what waits.
-FAREWELL_SECONDS: Final = 2.0
 
 _SAMPLES: Final = 2**32
 
@@ -70,10 +68,12 @@ class Forwarder:
 
     def take_failure(self, failure: Failure, broker: str | None) -> None:
         """Queue the event of *failure*, if it is wanted."""
+        if not _is_due(failure, self.options.mode):
+            return
         kind = exception_class(failure.exception, failure.traceback)
         if kind == UNKNOWN:
             kind = failure.kind
-        if not _is_due(failure, self.options.mode) or not self.options.wants(failure.task, kind):
+        if not self.options.wants(failure.task, kind):
             return
         # By the id, so that two sidecars choose the same ones.
         if self.options.sample_rate < 1 and int(event_id(failure)[:8], 16) >= self.options.sample_rate * _SAMPLES:

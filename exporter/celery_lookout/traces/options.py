@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from ..errors import SettingsError
 
@@ -42,18 +42,23 @@ class OtlpOptions:
 
 
 def _endpoint(text: str) -> str:
-    try:
-        url = urlsplit(text)
-        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        usable = False
     if "@" in text:
         raise SettingsError("--otlp.endpoint '***' may not hold user and password: give them as an --otlp.header")
-    # What is usable was split, which pyright does not see.
-    if not usable or url.fragment or re.search(r"[\s\x00-\x1f\x7f-\U0010ffff]", text):  # pyright: ignore[reportPossiblyUnboundVariable]
+    url = _split(text)
+    if url is None or url.fragment or re.search(r"[\s\x00-\x1f\x7f-\U0010ffff]", text):
         shown = text.partition("?")[0][:200]
         raise SettingsError(f"--otlp.endpoint {shown!r} is not an HTTP URL: write for example http://collector:4318")
-    return url._replace(path=PATH if url.path in ("", "/") else url.path).geturl()  # pyright: ignore[reportPossiblyUnboundVariable]
+    return url._replace(path=PATH if url.path in ("", "/") else url.path).geturl()
+
+
+def _split(text: str) -> SplitResult | None:
+    """Return the parts of an HTTP URL; None if it is none."""
+    try:
+        url = urlsplit(text)
+        usable = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:
+        return None
+    return url if usable else None
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -27,16 +27,13 @@ from typing import Final, NamedTuple
 
 from ..events import Event
 from ..state.exceptions import exception_class
-from ..state.tasks import NOT_FAILURES
+from ..state.tasks import EVICTED_SHARE, NOT_FAILURES
 from .ids import run_span_id, trace_id
 from .records import Attempt, Task, last_running, publisher
 from .spans import Span, published, ran
 
 #: Tasks remembered, some 1,000 bytes each. Those that wait in a queue are told again when a worker receives them.
 TASKS_LIMIT: Final = 100_000
-
-#: Part of a full table that is dropped at once; dropping one by one from the front of a dict is slow.
-EVICTED_SHARE: Final = 0.01
 
 #: Seconds between an event and the span it completes. ``task-sent``, and what the parent's worker says, travel on
 #: other connections; on RabbitMQ 0.7 was the longest seen.
