@@ -102,11 +102,15 @@ def test_what_a_killed_process_wrote_is_there(pipe: Pipe) -> None:
 def test_several_processes_write_into_one_pipe_more_than_it_holds(pipe: Pipe) -> None:
     """What arrives is whole, and with what is told as lost it is all."""
     running = set()
+    gate, opener = os.pipe()
     for number in range(4):
         pid = os.fork()
         if not pid:
-            for _ in range(5000):
+            os.close(opener)
+            for count in range(5000):
                 pipe.send(RUN._replace(task=f"task{number}" * 30))
+                if not count:
+                    os.read(gate, 1)  # until each has told something: in a full pipe one may be out of luck for long
             # Nobody tells of what was lost last but another run; it says how many runs were sent for that.
             further = 0
             while pipe._lost:
@@ -115,6 +119,10 @@ def test_several_processes_write_into_one_pipe_more_than_it_holds(pipe: Pipe) ->
             os._exit(0)
         running.add(pid)
     arrived: list[Run] = []
+    while len(arrived) < 4:
+        arrived += cast("list[Run]", list(pipe.drain()))
+    os.close(gate)
+    os.close(opener)
     while running:
         running -= {pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]}
         arrived += cast("list[Run]", list(pipe.drain()))
