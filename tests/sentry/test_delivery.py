@@ -38,6 +38,8 @@ CHECK_IN = {"type": "check_in", "monitor_slug": "nightly", "status": "ok", "chec
 
 #: Seconds that Sentry may take where a test has it take longer.
 SHORT_SECONDS = 0.3
+#: Less than a server that does not answer takes, and more than a busy machine needs for one that does.
+LONG_SECONDS = 15
 
 
 class Clock:
@@ -233,14 +235,15 @@ async def test_silence_has_failed_when_the_time_is_over(ingest: Ingest, monkeypa
     with FaultProxy(ingest.port) as proxy:
         proxy.mode = "blackhole"
         async with opened(ingest.dsn_of("1", port=proxy.port)) as delivery:
-            assert await _seconds(delivery, "failed") == pytest.approx(SHORT_SECONDS, abs=0.5)
+            assert SHORT_SECONDS <= await _seconds(delivery, "failed") < LONG_SECONDS
 
 
 async def test_a_server_that_takes_too_long_has_failed(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ANSWER_SECONDS", SHORT_SECONDS)
     ingest.delay_seconds = 30
     async with opened(ingest.dsn) as delivery:
-        assert await _seconds(delivery, "failed") == pytest.approx(SHORT_SECONDS, abs=0.5)
+        assert SHORT_SECONDS <= await _seconds(delivery, "failed") < LONG_SECONDS
+        monkeypatch.setattr(module, "ANSWER_SECONDS", LONG_SECONDS)
         ingest.delay_seconds = 0.05
         assert await delivery.send(an_event()) == "sent"
 
@@ -251,7 +254,7 @@ async def test_a_handshake_that_nobody_answers_has_failed(monkeypatch: pytest.Mo
         listening.bind(("127.0.0.1", 0))
         listening.listen(1)
         async with opened(f"https://{KEY}@127.0.0.1:{listening.getsockname()[1]}/1") as delivery:
-            assert await _seconds(delivery, "failed") == pytest.approx(SHORT_SECONDS, abs=0.5)
+            assert SHORT_SECONDS <= await _seconds(delivery, "failed") < LONG_SECONDS
 
 
 async def test_the_event_loop_does_not_wait(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
