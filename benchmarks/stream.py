@@ -55,7 +55,7 @@ class Load:
         seconds_each = 1 / (self.rate or 100_000)
         start, run = time.time(), time.time_ns() & 0xFFFFFFFF
         buffers: list[list[dict[str, Any]]] = [[] for _ in range(self.workers)]
-        running: list[dict[str, Any] | None] = [None] * self.workers
+        running: list[tuple[dict[str, Any], str] | None] = [None] * self.workers
         processed = [0] * self.workers
         sizes = itertools.cycle(BATCHES)
         size, sent, next_heartbeat = next(sizes), 0, start
@@ -68,45 +68,50 @@ class Load:
             worker = number % self.workers
             task_id = f"{run:08x}-0000-4000-8000-{number:012x}"
             who = {"hostname": f"worker{worker}@bench", "utcoffset": 0, "pid": 100 + worker, "clock": number}
-            common = {"root_id": task_id, "parent_id": None, "retries": 0, "eta": None, "expires": None}
+            origin = {"root_id": task_id, "parent_id": None}
             call = {"name": f"shop.tasks.step_{number % self.names}", "args": "(1234, 'order')", "kwargs": "{}"}
+            schedule = {"retries": 0, "eta": None, "expires": None}
             queue_name = QUEUES[number % len(QUEUES)]
             queue = {"queue": queue_name, "exchange": "", "routing_key": queue_name}
             client = {"hostname": "gen1@bench", "utcoffset": 0, "pid": 1, "clock": number}
-            yield Message(
-                "task.sent",
-                client | {"uuid": task_id} | common | call | queue | {"timestamp": now, "type": "task-sent"},
-            )
+            sent_fields = client | {"uuid": task_id} | origin | call | schedule | queue
+            yield Message("task.sent", _at(now, sent_fields, "task-sent"))
             buffer = buffers[worker]
-            buffer.append(who | {"uuid": task_id} | call | common | {"timestamp": now, "type": "task-received"})
+            buffer.append(_at(now, who | {"uuid": task_id} | call | origin | schedule, "task-received"))
             ended = running[worker]
             if ended is not None:
-                buffer.append(ended | {"timestamp": now})
-            buffer.append(who | {"uuid": task_id, "timestamp": now, "type": "task-started"})
+                buffer.append(_at(now, *ended))
+            buffer.append(_at(now, who | {"uuid": task_id}, "task-started"))
             processed[worker] += 1
-            running[worker] = who | {"uuid": task_id} | _outcome(number)
+            outcome, kind = _outcome(number)
+            running[worker] = who | {"uuid": task_id} | outcome, kind
             sent += 4
             while len(buffer) >= size:
                 yield Message("task.multi", buffer[:size])
                 del buffer[:size]
                 size = next(sizes)
         for buffer, last in zip(buffers, running, strict=True):
-            yield Message("task.multi", buffer + ([last | {"timestamp": time.time()}] if last else []))
+            yield Message("task.multi", buffer + ([_at(time.time(), *last)] if last else []))
 
     @staticmethod
     def _heartbeat(index: int, processed: int, now: float) -> Message:
         content = {"hostname": f"worker{index}@bench", "utcoffset": 0, "pid": 100 + index, "clock": 1, "freq": 2.0}
         content |= {"active": 1, "processed": processed, "loadavg": [0.5, 0.4, 0.3], "sw_ident": "py-celery"}
-        content |= {"sw_ver": "5.7.0", "sw_sys": "Linux", "timestamp": now, "type": "worker-heartbeat"}
-        return Message("worker.heartbeat", content)
+        content |= {"sw_ver": "5.7.0", "sw_sys": "Linux"}
+        return Message("worker.heartbeat", _at(now, content, "worker-heartbeat"))
 
 
-def _outcome(number: int) -> dict[str, Any]:
+def _at(timestamp: float, fields: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return an event; Celery writes its time and its type last."""
+    return fields | {"timestamp": timestamp, "type": kind}
+
+
+def _outcome(number: int) -> tuple[dict[str, Any], str]:
     if number % FAILS_EVERY == 0:
         frames = '  File "/srv/shop/tasks.py", line 10, in step\n    raise ValueError("no such order")\n' * 3
         traceback = f"Traceback (most recent call last):\n{frames}ValueError: no such order\n"
-        return {"exception": "ValueError('no such order')", "traceback": traceback, "type": "task-failed"}
-    return {"result": "'done'", "runtime": 0.0125, "type": "task-succeeded"}
+        return {"exception": "ValueError('no such order')", "traceback": traceback}, "task-failed"
+    return {"result": "'done'", "runtime": 0.0125}, "task-succeeded"
 
 
 def wire(url: str) -> Callable[[Message], bytes]:

@@ -24,22 +24,21 @@ WORKER_EVENTS: Final = ("worker-online", "worker-heartbeat", "worker-offline")
 EVENT_TYPES: Final = TASK_EVENTS + WORKER_EVENTS
 
 
-class Event(Struct, frozen=True, gc=False):
+class Event(Struct, frozen=True, gc=False, kw_only=True):
     """
     One event. Fields that its type does not carry keep their default.
 
-    ``timestamp`` is Unix time by the sender's clock, and UTC whatever ``utcoffset`` says.
+    ``timestamp`` is Unix time by the sender's clock, and UTC whatever ``utcoffset`` says. The fields stand in the order
+    in which Celery writes them, since the decoder looks for the next field behind the last one.
     Source: Celery user guide, "Event Reference"; ``celery.worker.request`` and ``celery.worker.heartbeat``.
     """
 
-    type: _Name
-    timestamp: float
     #: Node name of the worker; for ``task-sent`` the publisher, which is unbounded and never a label.
     hostname: _Id = ""
-
-    #: Not used, but an event in which they are no numbers is not Celery's.
-    clock: _Count | None = None
+    #: Not used, as ``clock``, but an event in which they are no numbers is not Celery's.
     utcoffset: float | None = None
+    pid: _Count | None = None
+    clock: _Count | None = None
 
     # task events
     uuid: _Id = ""
@@ -47,12 +46,12 @@ class Event(Struct, frozen=True, gc=False):
     root_id: _Id | None = None
     parent_id: _Id | None = None
     name: _Name | None = None
-    queue: _Id | None = None
-    exchange: _Id | None = None
-    routing_key: _Id | None = None
     retries: _Count | None = None
     #: ISO 8601, or None for "as soon as possible".
     eta: Annotated[str, Meta(max_length=64)] | None = None
+    queue: _Id | None = None
+    exchange: _Id | None = None
+    routing_key: _Id | None = None
     #: Seconds. None when the pool process died after it stored its result.
     runtime: float | None = None
     #: ``repr()`` of the exception; hides the class for kills, see ``state.exceptions``.
@@ -63,10 +62,12 @@ class Event(Struct, frozen=True, gc=False):
     expired: bool | None = None
 
     # worker events
-    pid: _Count | None = None
     #: Seconds between heartbeats.
     freq: float | None = None
     active: _Count | None = None
     processed: _Count | None = None
     loadavg: tuple[float, float, float] | None = None
     sw_ver: _Id | None = None
+
+    timestamp: float
+    type: _Name

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from msgspec import Struct
+
 from ..errors import BrokerUnavailable
 
 _METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
@@ -48,7 +50,7 @@ class Properties(NamedTuple):
     headers: bytes
 
 
-class Delivery(NamedTuple):
+class Delivery(Struct, frozen=True, gc=False):
     """One message. ``body`` is None when it was larger than allowed and was not kept."""
 
     tag: int

@@ -117,7 +117,7 @@ class EventDecoder:
         usable = [
             event
             for event in events
-            if oldest < event.timestamp < newest and (event.uuid if event.type.startswith("task-") else event.hostname)
+            if oldest < event.timestamp < newest and ((event.uuid and event.hostname) or _has_subject(event))
         ]
         if len(usable) < len(events):
             outside = sum(1 for event in events if not oldest < event.timestamp < newest)
@@ -159,3 +159,8 @@ class EventDecoder:
     def _nothing(self, reason: str) -> list[Event]:
         self._refused(reason, 1)
         return []
+
+
+def _has_subject(event: Event) -> bool:
+    """Say whether the event tells of which task, or of which worker, it is."""
+    return bool(event.uuid if event.type.startswith("task-") else event.hostname)

@@ -54,7 +54,7 @@ class ExporterMetrics:
         self.tasks_evicted = counter(
             "celery_exporter_tasks_evicted_total", "Tasks dropped from a full in-flight table."
         ).child()
-        self.queue_resolution = counter(
+        resolution = counter(
             "celery_exporter_queue_resolution_total",
             "Tasks by how their queue was found; unknown if it was not.",
             ("source",),
@@ -72,8 +72,10 @@ class ExporterMetrics:
         )
         for event in (*EVENT_TYPES, OTHER):
             self.events.child(event)
-        for source in ("sent", "snapshot", "inspect", "worker", "unknown"):
-            self.queue_resolution.child(source)
+        #: By source.
+        self.queue_resolution = {
+            source: resolution.child(source) for source in ("sent", "snapshot", "inspect", "worker", "unknown")
+        }
 
 
 class ProcessMetrics:

@@ -150,7 +150,7 @@ class TaskSeries:
     def observe_runtime(self, outcome: str, seconds: float, exemplar: Exemplar | None = None) -> None:
         """Add one run of *seconds* that ended in *outcome*."""
         histogram = self.runtime_of(outcome)
-        histogram.observe(max(seconds, 0.0))
+        histogram.observe(max(0.0, seconds))
         if exemplar is not None:
             histogram.exemplify(exemplar)
 

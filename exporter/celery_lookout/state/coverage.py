@@ -129,12 +129,19 @@ class Precedence:
     def hear(self, worker: Worker, event: Event) -> None:
         """Let a task event count, be noted, or wait."""
         coverage = worker.coverage
-        if coverage.is_settled or self.hurry is None:
-            self._route(coverage, event)
-        elif worker.name in self._waiting:
-            self._hold(worker, event)
-        else:
-            self._ask(worker, event)
+        if not coverage.is_settled and self.hurry is not None:
+            (self._hold if worker.name in self._waiting else self._ask)(worker, event)
+            return
+        timestamp = event.timestamp
+        if coverage.boots:
+            boot = coverage.boot_at(timestamp)
+            if boot is not None and timestamp <= boot.told_until:
+                self._note(event)
+                return
+        coverage.counted_until = max(coverage.counted_until, timestamp)
+        if event.type == "task-started":
+            coverage.counted_starts += 1
+        self._count[event.type](event)
 
     def meet(self, worker: Worker, event: Event) -> None:
         """See whether an event of the worker itself is of a new process. Call it before it is taken in."""
@@ -190,18 +197,6 @@ class Precedence:
                     self._lose(worker)
             if is_of_task:
                 try:
-                    self._route(coverage, event)
+                    self.hear(worker, event)
                 except Exception as error:  # noqa: BLE001  # as in Cluster.fold
                     self._fault(event, error)
-
-    def _route(self, coverage: Coverage, event: Event) -> None:
-        timestamp = event.timestamp
-        if coverage.boots:
-            boot = coverage.boot_at(timestamp)
-            if boot is not None and timestamp <= boot.told_until:
-                self._note(event)
-                return
-        coverage.counted_until = max(coverage.counted_until, timestamp)
-        if event.type == "task-started":
-            coverage.counted_starts += 1
-        self._count[event.type](event)

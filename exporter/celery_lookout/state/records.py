@@ -116,6 +116,11 @@ class Held(Struct):
     events: list[tuple[Callable[[Event], None], Event]]
 
 
+def waits_from(event: Event) -> float:
+    """Return from when the attempt waits that a ``task-sent`` or ``task-received`` tells of: its time, or its ETA."""
+    return event.timestamp if event.eta is None else max(event.timestamp, unix_time(event.eta))
+
+
 def unix_time(eta: str | None) -> float:
     """Return an ISO 8601 time as Unix time, 0 for what is none. Without an offset it is UTC, Celery's default."""
     if eta is None:

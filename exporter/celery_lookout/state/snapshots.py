@@ -263,7 +263,7 @@ class Snapshots:
         if key == "started":
             self.starts += int(amount)
             source = "unknown" if row.queue.name == UNKNOWN else "snapshot"
-            self._exporter.queue_resolution.child(source).inc(amount)
+            self._exporter.queue_resolution[source].inc(amount)
         elif key.startswith("wait:") and key != "wait:sum":
             self.waits += int(amount)
 

@@ -30,7 +30,7 @@ from ..readings import ActiveTask
 from . import reports
 from .exceptions import TERMINATIONS, exception_class
 from .queues import UNKNOWN, Queues
-from .records import NO_WORK, Attempt, Held, Row, RunningTasks, Task, Work, unix_time
+from .records import NO_WORK, Attempt, Held, Row, RunningTasks, Task, Work, waits_from
 from .routes import Routes
 from .workers import Worker, Workers
 
@@ -179,7 +179,7 @@ class Tasks:
         queue = self._routes.queue_of_sent(event)
         row = self.row(event.name or UNKNOWN, queue or UNKNOWN)
         if task is None:
-            self._exporter.queue_resolution.child("sent" if queue else "unknown").inc()
+            self._exporter.queue_resolution["sent" if queue else "unknown"].inc()
             task = self._add(event.uuid, row)
         retries = event.retries or 0
         if retries == 0:
@@ -190,14 +190,14 @@ class Tasks:
             return
         row.series.sent.inc()
         task.sent_retries = max(task.sent_retries, retries)
-        waits_from = max(event.timestamp, unix_time(event.eta))
+        since = waits_from(event)
         if retries > max(task.retries, 0):
-            task.next_waits_from = waits_from
+            task.next_waits_from = since
             task.next_row = row if row is not task.row else None
         elif retries == max(task.retries, 0):
-            task.waits_from = waits_from
+            task.waits_from = since
         if retries > task.retries and not task.final_at:
-            row.queue.unreceived[event.uuid] = waits_from
+            row.queue.unreceived[event.uuid] = since
         held = self._held.pop(event.uuid, None)
         if held is not None:
             self._replay(held)
@@ -233,7 +233,7 @@ class Tasks:
         row.series.received.inc()
         worker = self._move_to(event, task)
         if worker is not None and not task.started_at and not task.ended:
-            worker.reserved[event.uuid] = max(event.timestamp, unix_time(event.eta))
+            worker.reserved[event.uuid] = waits_from(event)
 
     def _begin_attempt(self, task_id: str, task: Task) -> None:
         self._let_go(task_id, task)
@@ -413,7 +413,7 @@ class Tasks:
             source, queue = "worker", worker.queues[0].name
         else:
             source, queue = "unknown", UNKNOWN
-        self._exporter.queue_resolution.child(source).inc()
+        self._exporter.queue_resolution[source].inc()
         return self._add(task_id, self.row(name or UNKNOWN, queue))
 
     def row(self, name: str, queue_name: str) -> Row:
@@ -477,7 +477,7 @@ class Tasks:
 
     def _observe_wait(self, task_id: str, task: Task) -> None:
         """Count how long the attempt waited, once both of its ends are known."""
-        if task.waits_from and task.started_at and not task.waited:
+        if task.started_at and task.waits_from and not task.waited:
             task.waited = True
             self._count_wait(task_id, task.row, task.waits_from, task.started_at)
 
@@ -503,7 +503,9 @@ class Tasks:
 
     def _exemplar(self, task_id: str, value: float, at: float) -> Exemplar | None:
         """Return the task as exemplar of a *value* observed *at* that time; None where it has no trace."""
-        trace_id = self._trace_id(task_id)
+        if self._trace_id_of is None:
+            return None
+        trace_id = self._trace_id_of(task_id)
         # A clock that is ahead must not keep those of other workers away for as long.
         return None if trace_id is None else exemplar(trace_id, task_id, round(max(value, 0.0), 6), min(at, self._now))
 
@@ -514,7 +516,7 @@ class Tasks:
         if active.task_id in self._tasks:
             return
         queue = self._routes.queue_of(active.exchange, active.routing_key)
-        self._exporter.queue_resolution.child("inspect" if queue else "unknown").inc()
+        self._exporter.queue_resolution["inspect" if queue else "unknown"].inc()
         task = self._add(active.task_id, self.row(active.name, queue or UNKNOWN))
         worker = task.worker = self._workers.get(worker_name)
         if worker is None:
