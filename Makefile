@@ -11,10 +11,10 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := pyproject.toml signals/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format check docs bench pictures requirements image-test clean .venv
+.PHONY: help demo test lint format check docs bench soak pictures requirements image-test clean .venv
 
 help:  ## say what there is
-	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /make \1\t/' | expand -t 20
+	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /make \1\t/' | expand -t 20
 
 demo: .venv-demo/.made  ## broker, workers, load and sidecar on this machine
 	.venv-demo/bin/celery-lookout demo
@@ -44,8 +44,13 @@ docs: .venv  ## write what comes from the code: metrics, configuration, dashboar
 pictures: .venv  ## photograph the dashboards of a demo; needs npm, chromium, pngquant, prometheus and half an hour
 	$(BIN)/python -m dashboards.pictures.take $(ARGS)
 
-bench: .venv  ## what the sidecar costs, on this machine: make bench ARGS="ingest --broker redis"
+bench: .venv  ## what the sidecar and others cost, on this machine: make bench ARGS=compare
+	$(BIN)/python tests/system_packages.py
 	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: .venv  ## twenty minutes of mixed load and random faults, all totals compared: make soak ARGS="--minutes 5"
+	$(BIN)/python tests/system_packages.py
+	$(BIN)/python -m tests.soak $(ARGS)
 
 .venv: .venv/.made  ## everything a contributor needs
 
@@ -77,6 +82,7 @@ requirements:  ## resolve the pinned requirements anew
 	$(COMPILE) requirements/celery-5.3.in -o requirements/celery-5.3.txt
 	$(COMPILE) requirements/celery-5.5.in -o requirements/celery-5.5.txt
 	$(COMPILE) requirements/bugsink.in -o requirements/bugsink.txt
+	$(COMPILE) requirements/peers.in -o requirements/peers.txt
 
 clean:  ## remove what make and the tools made
 	rm -rf .venv .venv-demo .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist signals/dist uv.lock

@@ -1,7 +1,8 @@
 """
 Measure the sidecar. See README.md beside this file.
 
-    python -m benchmarks ingest --broker redis --rates 1000,10000,50000,0 --rounds 3 [--compare PYTHON]
+    python -m benchmarks compare
+    python -m benchmarks ingest --broker redis --rates 1000,10000,50000,0 --rounds 3
     python -m benchmarks idle --broker redis
     python -m benchmarks scrapes
     python -m benchmarks worker --broker redis --rounds 7
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,13 @@ from tests.servers.process import guardian
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer
 
-from . import exporters, ingest, per_task, scrapes, worker
+from . import compare, exporters, ingest, per_task, scrapes, worker
 from .stream import Load
 
 #: At full speed: what Redis keeps for a subscriber (32 MiB) before it closes its connection.
 BURST = 40_000
 
-WHAT = ["ingest", "idle", "scrapes", "worker", "per-task"]
+WHAT = ["compare", "ingest", "idle", "scrapes", "worker", "per-task"]
 
 #: Tasks per second at which the two ways of hearing of a task are compared.
 TASK_RATES = (100, 1_000, 10_000)
@@ -40,23 +42,18 @@ WORST = frozenset({"lost", "lag_seconds"})
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the sidecar.")
-    parser.add_argument(
-        "what", nargs="*", default=[], help="of ingest, idle, scrapes, worker, per-task; all of them by default"
-    )
+    parser.add_argument("what", nargs="*", default=[], help=f"of {', '.join(WHAT)}; all of them by default")
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), action="append", help="default: both")
     parser.add_argument("--rates", default="1000,10000,50000,0", help="events per second; 0 is full speed")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a run at a fixed rate")
     parser.add_argument("--names", default="50,165,1640", help="task names of an idle run: 3,000 to 100,000 series")
-    parser.add_argument("--rounds", type=int, default=3, help="variants alternate; the medians are shown")
-    parser.add_argument(
-        "--compare", metavar="PYTHON", help="of an environment with prometheus-exporter-celery, to measure that too"
-    )
+    parser.add_argument("--rounds", type=int, default=3, help="variants take turns; the medians are shown")
     options = parser.parse_args()
     what = options.what or WHAT
     if "scrapes" in what:
         _table(asdict(scrapes.measure(target)) for target in (1_000, 10_000, 100_000))
     for name in options.broker or ("redis", "rabbitmq"):
-        if {"ingest", "idle", "worker", "per-task"} & set(what):
+        if set(what) - {"scrapes"}:
             with tempfile.TemporaryDirectory() as folder:
                 _measure_broker(name, Path(folder), what, options)
     guardian.dismiss()
@@ -66,27 +63,29 @@ def _measure_broker(name: str, folder: Path, what: list[str], options: argparse.
     with (RedisServer if name == "redis" else RabbitServer)(folder) as server:
         url = server.url()
         more = ["--rabbitmq.management-url", server.management_url] if isinstance(server, RabbitServer) else []
-        starts = [lambda: exporters.lookout(url, folder, *more)]
-        if options.compare:
-            starts.append(lambda: exporters.peer(options.compare, url, folder))
+
+        def start() -> exporters.Measured:
+            return exporters.lookout(url, folder, *more)
+
         print(f"\n### {name}\n")
+        if "compare" in what:
+            peers = (exporters.prometheus_exporter_celery, exporters.flower)
+            starts: list[ingest.Start] = [start, *(partial(peer, url, folder) for peer in peers)]
+            _table(asdict(row) for row in compare.measure(starts, url, options.rounds))
         if "idle" in what:
             _table(
-                asdict(ingest.measure_idle(starts[0], url, seconds=options.seconds, names=names))
+                asdict(ingest.measure_idle(start, url, seconds=options.seconds, names=names))
                 for names in map(int, options.names.split(","))
             )
         if "worker" in what:
             _table(asdict(cost) for cost in worker.measure(url, folder, options.rounds))
         if "per-task" in what:
-            _table(asdict(cost) for cost in per_task.measure(starts[0], url, TASK_RATES, options.seconds))
+            _table(asdict(cost) for cost in per_task.measure(start, url, TASK_RATES, options.seconds))
         if "ingest" in what:
             for rate in map(int, options.rates.split(",")):
                 load = Load(int(rate * options.seconds) or BURST, rate)
-                rounds = [[ingest.measure(start, url, load) for start in starts] for _ in range(options.rounds)]
-                rows = [_median([asdict(one[index]) for one in rounds]) for index in range(len(starts))]
-                for row in rows:
-                    row["ratio"] = row["cpu_us_per_event"] / rows[0]["cpu_us_per_event"]
-                _table(rows, head=rate == int(options.rates.split(",")[0]))
+                rounds = [asdict(ingest.measure(start, url, load)) for _ in range(options.rounds)]
+                _table([_median(rounds)], head=rate == int(options.rates.split(",")[0]))
 
 
 def _median(rows: list[dict[str, Any]]) -> dict[str, Any]:

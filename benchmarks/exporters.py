@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.servers import environments
 from tests.servers.process import Server, free_port
 from tests.servers.sidecar import Sidecar
 
@@ -73,7 +74,7 @@ def lookout(broker_url: str, folder: Path, *options: str) -> Measured:
     return Measured(sidecar.start(), sidecar.port)
 
 
-class _Peer(Measured):
+class _Exporter(Measured):
     counters = re.compile(
         rb"^celery_task_(?:sent|received|started|succeeded|failed|retried|revoked|rejected)_total\{.*\} (\S+)$",
         re.MULTILINE,
@@ -81,18 +82,34 @@ class _Peer(Measured):
     label = "prometheus-exporter-celery"
 
 
+class _Flower(Measured):
+    counters = re.compile(rb'^flower_events_total\{.*type="task-[a-z]+".*\} (\S+)$', re.MULTILINE)
+    label = "flower"
+
+
 class _PeerServer(Server):
-    def __init__(self, python: str, broker_url: str, folder: Path) -> None:
-        self.port = free_port()
-        program = "from src.cli import cli; cli()"
-        argv = [python, "-c", program, "--broker-url", broker_url, "--host", "127.0.0.1", "--port", str(self.port)]
-        super().__init__([*argv, "--log-level", "WARNING"], folder, name="peer")
+    """Another program that serves ``/metrics``, from the environment of ``requirements/peers.txt``."""
+
+    def __init__(self, name: str, folder: Path, port: int, *arguments: str) -> None:
+        python = environments.python_with("peers", environments.ROOT / "requirements" / "peers.txt")
+        self._measured = Measured(self, port)
+        super().__init__([python, *arguments], folder, name=name)
 
     def ready(self) -> bool:
-        return _Peer(self, self.port).scrape()[1] != b""
+        return self._measured.scrape()[1] != b""
 
 
-def peer(python: str, broker_url: str, folder: Path) -> Measured:
-    """Return ``prometheus-exporter-celery`` from the environment of that *python*, started."""
-    server = _PeerServer(python, broker_url, folder)
-    return _Peer(server.start(), server.port)
+def prometheus_exporter_celery(broker_url: str, folder: Path) -> Measured:
+    """Return the best-known exporter, started."""
+    port = free_port()
+    options = ["--broker-url", broker_url, "--host", "127.0.0.1", "--port", str(port), "--log-level", "WARNING"]
+    server = _PeerServer(_Exporter.label, folder, port, "-c", "from src.cli import cli; cli()", *options)
+    return _Exporter(server.start(), port)
+
+
+def flower(broker_url: str, folder: Path) -> Measured:
+    """Return Flower, started."""
+    port = free_port()
+    options = ["--broker", broker_url, "flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning"]
+    server = _PeerServer(_Flower.label, folder, port, "-m", "celery", *options)
+    return _Flower(server.start(), port)

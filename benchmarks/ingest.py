@@ -105,12 +105,14 @@ class Idle:
     series: int
     scrape_p50_ms: float
     scrape_p99_ms: float
-    #: The same while 10,000 events a second come in.
+    #: The same under load: 10,000 events a second, unless told otherwise.
     loaded_p50_ms: float
     loaded_p99_ms: float
 
 
-def measure_idle(start: Start, url: str, *, seconds: float = 10.0, names: int = 50) -> Idle:
+def measure_idle(
+    start: Start, url: str, *, seconds: float = 10.0, names: int = 50, rate: int = 10_000, scrapes: int = 100
+) -> Idle:
     """See what it takes when little happens, and what a scrape takes with and without load; 61 series per name."""
     began = time.monotonic()
     measured = start()
@@ -123,8 +125,8 @@ def measure_idle(start: Start, url: str, *, seconds: float = 10.0, names: int = 
         cpu, began = measured.cpu_seconds(), time.monotonic()
         heartbeats.run()
         share = (measured.cpu_seconds() - cpu) / (time.monotonic() - began) * 100
-        idle = [measured.scrape()[0] * 1000 for _ in range(100)]
-        publisher = Publisher(url, Load(int(10_000 * seconds), rate=10_000, names=names))
+        idle = [measured.scrape()[0] * 1000 for _ in range(scrapes)]
+        publisher = Publisher(url, Load(int(rate * seconds), rate=rate, names=names))
         with _scraping(measured) as loaded:
             publisher.run()
         series = sum(1 for line in measured.scrape()[1].splitlines() if line and not line.startswith(b"#"))
