@@ -4,9 +4,10 @@ Measure the sidecar. See README.md beside this file.
     python -m benchmarks compare
     python -m benchmarks ingest --broker redis --rates 1000,10000,50000,0 --rounds 3
     python -m benchmarks idle --broker redis
-    python -m benchmarks scrapes
     python -m benchmarks worker --broker redis --rounds 7
     python -m benchmarks per-task --seconds 20
+    python -m benchmarks stages
+    python -m benchmarks scrapes
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from tests.servers.process import guardian
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer
 
-from . import compare, exporters, ingest, per_task, scrapes, worker
+from . import compare, exporters, ingest, per_task, scrapes, stages, worker
 from .stream import Load
 
 #: At full speed: what Redis keeps for a subscriber (32 MiB) before it closes its connection.
 BURST = 40_000
 
-WHAT = ["compare", "ingest", "idle", "scrapes", "worker", "per-task"]
+WHAT = ["compare", "ingest", "idle", "worker", "per-task", "stages", "scrapes"]
+
+#: Needs no broker.
+IN_PROCESS = frozenset({"stages", "scrapes"})
 
 #: Tasks per second at which the two ways of hearing of a task are compared.
 TASK_RATES = (100, 1_000, 10_000)
@@ -50,10 +54,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="variants take turns; the medians are shown")
     options = parser.parse_args()
     what = options.what or WHAT
+    if "stages" in what:
+        _table(asdict(row) for row in stages.measure())
     if "scrapes" in what:
         _table(asdict(scrapes.measure(target)) for target in (1_000, 10_000, 100_000))
     for name in options.broker or ("redis", "rabbitmq"):
-        if set(what) - {"scrapes"}:
+        if set(what) - IN_PROCESS:
             with tempfile.TemporaryDirectory() as folder:
                 _measure_broker(name, Path(folder), what, options)
     guardian.dismiss()
