@@ -289,6 +289,7 @@ def _forwarding() -> list[Panel]:
 
 def _size() -> list[Panel]:
     dropped = _or_none("metric", P.rate("celery_exporter_series_dropped_total", "metric"))
+    values = P.rate("celery_exporter_label_values_dropped_total", "label", reason="limit")
     return [
         time_panel(
             501,
@@ -303,9 +304,11 @@ def _size() -> list[Panel]:
         time_panel(
             502,
             "Dropped series",
-            "Series per second that are not shown because the limit was reached, by metric.",
+            "Per second: series that are not shown because the limit was reached, by metric, and values of labels that "
+            "are not shown by their name because the label was full.",
             "ops",
             Target(dropped, "{{metric}} {{instance}}"),
+            Target(values, "values of {{label}} {{instance}}"),
             width=6,
         ),
         time_panel(

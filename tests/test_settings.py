@@ -373,3 +373,16 @@ def test_headers_of_spans_from_the_file(read: Read, file: Callable[[str], str]) 
     assert settings.otlp.headers == {"authorization": "Bearer secret"}
     assert settings.otlp.service_name == "shop"
     assert "secret" not in repr(settings)
+
+
+def test_rules_for_labels_come_from_repeated_options_and_from_lists_in_the_file(
+    read: Read, file: Callable[[str], str]
+) -> None:
+    text = "label: {task-deny: [a.*, b], queue-rename: ['user-\\d+=user'], worker-rename: {'(.+)@.*': $1}}"
+    labels = read("--broker", REDIS, "--config", file(text), "--label.task-allow", "x", "--label.task-allow", "y")
+    rules = labels.cluster.labels
+    assert (rules.task.allow, rules.task.deny) == (("x", "y"), ("a.*", "b"))
+    assert rules.queue.shown("user-7") == "user"
+    assert rules.worker.shown("web@host") == "web"
+    with pytest.raises(SettingsError, match=r"--label\.queue-rename 'x' is not PATTERN=REPLACEMENT"):
+        read("--broker", REDIS, "--label.queue-rename", "x")

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from .broker import Broker
 from .errors import SettingsError
+from .metrics.labels import Labels
 from .sentry.options import SentryOptions
 from .state.cluster import ClusterOptions, Limits
 from .traces.options import OtlpOptions
@@ -124,6 +125,24 @@ OPTIONS: Final = (
         many=True,
     ),
     Option("otlp.service-name", "The service that spans name.", "celery"),
+    *(
+        option
+        for label, things, rest in (
+            ("task", "tasks", "the others count as _other"),
+            ("queue", "queues", "the others count as _other"),
+            ("worker", "workers", "the others are left out"),
+        )
+        for option in (
+            Option(f"label.{label}-allow", f"Glob of the {things} to show by name; {rest}. Default is all.", many=True),
+            Option(f"label.{label}-deny", f"Glob of the {things} not to show by name; it wins over allow.", many=True),
+            Option(
+                f"label.{label}-rename",
+                f"PATTERN=REPLACEMENT: show {things} that match the whole regular expression by another name, in which"
+                " $1 is its first group. Before the lists, in the order given.",
+                many=True,
+            ),
+        )
+    ),
     Option("limit.series", "Most series on the metrics page; what comes after is counted and not shown.", 200_000, int),
     Option("limit.tasks-in-flight", "Most tasks remembered, some 400 bytes each.", _LIMITS.tasks_in_flight, int),
     Option("limit.task-names", "Most values of the label task, then _other.", _LIMITS.task_names, int),
@@ -203,6 +222,7 @@ class Settings:
                     exceptions=given["limit_exceptions"],
                     workers=given["limit_workers"],
                 ),
+                labels=Labels.read(given),
                 latency_slos=_slos(given["queue_latency_slo"]),
                 queues=tuple(given["queue"]),
             ),

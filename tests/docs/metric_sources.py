@@ -113,6 +113,7 @@ SOURCES: Final = {
     ),
     # workers
     "celery_worker_up": Source("heartbeats: 0 after two intervals and 5 s without one", _HEARTBEAT),
+    "celery_worker_nodes": Source("as `celery_worker_up`", "without rules for workers ([labels.md](labels.md))"),
     "celery_worker_last_heartbeat_timestamp_seconds": Source("heartbeats, by the sidecar's clock", _HEARTBEAT),
     "celery_worker_shutdown_graceful": Source("`worker-offline`, or the last snapshot", _HEARTBEAT),
     "celery_worker_info": Source("heartbeats (version), `inspect stats` (pool); snapshots (both)", _HEARTBEAT),
@@ -154,6 +155,9 @@ SOURCES: Final = {
     "celery_exporter_sentry_events_total": Source("what became of each event", "with `--sentry.mode` off"),
     "celery_exporter_series": Source("the sidecar"),
     "celery_exporter_series_dropped_total": Source("the sidecar", "until the limit is reached"),
+    "celery_exporter_label_values_dropped_total": Source(
+        "each use of such a value, so it grows with traffic and not with the number of values; of denied workers, once"
+    ),
     "celery_exporter_broker_up": Source("the event connection; Amazon SQS is asked every 15 s"),
     "celery_exporter_broker_reconnects_total": Source("the event connection"),
     "celery_exporter_events_total": Source("the event connection"),

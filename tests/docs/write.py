@@ -52,7 +52,8 @@ SECTIONS: Final = (
     Section(
         "Workers",
         "celery_worker_",
-        "`worker` is the whole node name, `name@host`. The series stay for 2 hours after the last heartbeat or "
+        "`worker` is the whole node name, `name@host`, or what `--label.worker-rename` makes of it "
+        "([labels.md](labels.md)). The series stay for 2 hours after the last heartbeat or "
         "snapshot. For workers without heartbeats, snapshots are the sign of life.",
     ),
     Section(
@@ -106,7 +107,8 @@ Labels:
 - `task`: the declared name; `unknown` when no event told it.
 - `queue`: `unknown` when it could not be found out. Nothing is guessed.
 - `broker`: only if brokers are named (`--broker NAME=URL`); then every series of a broker has it.
-- `_other`: what came after a limit (`--limit.task-names`, `--limit.queues`, `--limit.exceptions`).
+- `_other`: what came after a limit (`--limit.task-names`, `--limit.queues`, `--limit.exceptions`), or is kept out by
+  `--label.task-deny` and its kin ([labels.md](labels.md)).
 - No metric of tasks has a `worker` label, and none has a task id, an argument or an exception's text.
 
 Events come late, twice, out of order or never. [events.md](events.md) says what is made of each.

@@ -232,9 +232,10 @@ def test_rise_to_shows_a_count_that_somebody_else_keeps(registry: Registry) -> N
 
 
 def test_budget_admits_the_first_values_and_counts_the_others() -> None:
-    budget = LabelBudget(2)
+    dropped: list[str] = []
+    budget = LabelBudget(2, dropped=dropped.append)
     assert [budget.admit(value) for value in ("a", "b", "c", "a", "d")] == ["a", "b", OTHER, "a", OTHER]
-    assert budget.refused == 2
+    assert dropped == ["limit", "limit"]
 
 
 def test_budget_keeps_one_copy_of_each_string() -> None:

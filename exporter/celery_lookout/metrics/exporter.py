@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Final, Literal, get_args
 
 from ..events import EVENT_TYPES
+from .limits import DROP_REASONS, DropReason
 from .registry import OTHER, Registry, Scope
+
+#: Labels whose values may be denied, or too many.
+LimitedLabel = Literal["task", "queue", "exception", "worker"]
 
 #: What becomes of an event for Sentry.
 SentryOutcome = Literal["sent", "rate_limited", "dropped", "failed", "sampled"]
@@ -59,6 +63,12 @@ class ExporterMetrics:
             "Tasks by how their queue was found; unknown if it was not.",
             ("source",),
         )
+        self._label_values_dropped = counter(
+            "celery_exporter_label_values_dropped_total",
+            "Times that a label did not show a value by its name. denied: kept out by the lists; limit: the label was"
+            " full. A worker is left out then; any other value counts as _other.",
+            ("label", "reason"),
+        )
         self.collector_success = gauge(
             "celery_exporter_collector_success", "1 if the collector's last poll worked.", ("collector",)
         )
@@ -76,6 +86,13 @@ class ExporterMetrics:
         self.queue_resolution = {
             source: resolution.child(source) for source in ("sent", "snapshot", "inspect", "worker", "unknown")
         }
+        for label in get_args(LimitedLabel):
+            for reason in DROP_REASONS:
+                self._label_values_dropped.child(label, reason)
+
+    def drop_value(self, label: LimitedLabel, reason: DropReason) -> None:
+        """Count that *label* did not show a value by its name."""
+        self._label_values_dropped.child(label, reason).inc()
 
 
 class ProcessMetrics:

@@ -267,11 +267,15 @@ class Registry:
 
     def admit(self, metric: str, samples: int) -> bool:
         """Say whether *samples* more series fit; count them as dropped if not. The drop counter itself always fits."""
-        if self.series + samples > self.series_limit and metric != "celery_exporter_series_dropped_total":
+        if not self.has_room(samples) and metric != "celery_exporter_series_dropped_total":
             self.drop(metric, samples)
             return False
         self.series += samples
         return True
+
+    def has_room(self, samples: int) -> bool:
+        """Say whether *samples* more series fit."""
+        return self.series + samples <= self.series_limit
 
     def drop(self, metric: str, samples: int) -> None:
         """Count series that are not shown."""
@@ -289,6 +293,10 @@ class Scope:
         self._registry = registry
         self._names = () if broker is None else ("broker",)
         self._values = () if broker is None else (broker,)
+
+    def has_room(self, samples: int) -> bool:
+        """Say whether *samples* more series fit, of all brokers together."""
+        return self._registry.has_room(samples)
 
     def counter(self, name: str, help_text: str, labels: tuple[str, ...] = ()) -> Bound[Counter]:
         """Declare a counter; *name* ends in ``_total``."""

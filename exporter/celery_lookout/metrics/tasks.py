@@ -33,6 +33,9 @@ WAIT_BUCKETS: Final = (0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 3
 #: From a small process to all of a large machine, in bytes.
 PEAK_MEMORY_BUCKETS: Final = tuple(float(2**power) for power in range(24, 35))
 
+#: What a :class:`TaskSeries` has from the start: 17 counters, 2 gauges, and 2 histograms with a sum and a count.
+SERIES_AT_FIRST: Final = 17 + 2 + len(RUNTIME_BUCKETS) + 3 + len(WAIT_BUCKETS) + 3
+
 _LABELS: Final = ("task", "queue")
 
 
@@ -40,6 +43,8 @@ class TaskMetrics:
     """The families of task metrics, for one broker."""
 
     def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
         def counter(name: str, help_text: str, *labels: str) -> Bound[Counter]:
             return scope.counter(f"celery_task_{name}_total", help_text, (*_LABELS, *labels))
 
@@ -101,6 +106,10 @@ class TaskMetrics:
         self.last_failure = scope.gauge(
             "celery_task_last_failure_timestamp_seconds", "Unix time of the last failure.", _LABELS
         )
+
+    def has_room(self) -> bool:
+        """Say whether the series of one more (task, queue) fit, those that are made when first used left out."""
+        return self._scope.has_room(SERIES_AT_FIRST)
 
 
 class TaskSeries:

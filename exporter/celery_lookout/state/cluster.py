@@ -10,12 +10,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from ..events import TASK_EVENTS, Event
 from ..failures import FailureSink
 from ..metrics.beat import BeatMetrics
 from ..metrics.exporter import ExporterMetrics
+from ..metrics.labels import Labels
 from ..metrics.limits import LabelBudget
 from ..metrics.queues import BrokerMetrics, QueueMetrics
 from ..metrics.registry import OTHER, Counter, Scope
@@ -63,6 +65,7 @@ class ClusterOptions:
     """What the settings say about a cluster."""
 
     limits: Limits = field(default_factory=Limits)
+    labels: Labels = field(default_factory=Labels)
     #: Queue to the longest acceptable wait in seconds.
     latency_slos: Mapping[str, float] = field(default_factory=dict)
     #: Queues to watch from the start, whether anybody consumes them or not.
@@ -103,11 +106,16 @@ class Cluster:
         self._failures = failures
         self.exporter = ExporterMetrics(scope)
         self.routes = Routes()
-        self.workers = Workers(WorkerMetrics(scope), limits.workers)
+        labels, drop = options.labels, self.exporter.drop_value
+        self.workers = Workers(WorkerMetrics(scope, labels.worker), limits.workers, partial(drop, "worker"))
         self.queues = Queues(
-            QueueMetrics(scope), BrokerMetrics(scope), LabelBudget(limits.queues), options.latency_slos
+            QueueMetrics(scope),
+            BrokerMetrics(scope),
+            LabelBudget(limits.queues, labels.queue, partial(drop, "queue")),
+            options.latency_slos,
+            limit=limits.queues,
         )
-        names = LabelBudget(limits.task_names)
+        names = LabelBudget(limits.task_names, labels.task, partial(drop, "task"))
         self.tasks = Tasks(
             TaskMetrics(scope),
             self.exporter,
@@ -116,7 +124,7 @@ class Cluster:
             routes=self.routes,
             limit=limits.tasks_in_flight,
             names=names,
-            exceptions=LabelBudget(limits.exceptions),
+            exceptions=LabelBudget(limits.exceptions, dropped=partial(drop, "exception")),
             failures=failures,
             trace_id_of=trace_id_of,
         )
@@ -201,7 +209,8 @@ class Cluster:
         self.workers.refresh(now)
         self.tasks.refresh(now)
         self.beats.refresh(now)
-        self.queues.refresh(now, self.workers.consumers(now) if self._workers_answer else None)
+        consumers = self.workers.consumers(now, self.queues.shown) if self._workers_answer else None
+        self.queues.refresh(now, consumers)
 
     def broker_lost(self, now: float) -> None:
         """The event connection went silent or broke."""
@@ -326,7 +335,7 @@ class Cluster:
 
     def summary(self) -> dict[str, Any]:
         """Return what the status page shows: ``queues``, ``workers`` and ``tasks``, JSON-able."""
-        consumers = self.workers.consumers(self._now)
+        consumers = self.workers.consumers(self._now, self.queues.shown)
         return {
             "queues": self.queues.summary(self._now, consumers),
             "workers": self.workers.summary(self._now),

@@ -7,17 +7,16 @@ comes from the tasks that were sent and not yet received.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter as Counting
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Final
 
-from ..metrics.limits import LabelBudget
+from ..metrics.limits import UNKNOWN, LabelBudget
 from ..metrics.queues import BrokerMetrics, QueueMetrics
 from ..metrics.registry import OTHER, Counter
 from ..readings import BrokerReading, QueueHead, QueueReading
-
-#: The label value for a queue that could not be found.
-UNKNOWN: Final = "unknown"
 
 #: Seconds after which numbers of a broker that no longer answers are withdrawn: a gap is better than a stale number.
 STALE_SECONDS: Final = 30.0
@@ -34,12 +33,14 @@ class Queue:
     """One queue. ``unreceived`` has the tasks on their way: task id to Unix time from which they wait, oldest first."""
 
     __slots__ = (
-        "head_since", "heads", "name", "priorities", "ready", "slo_eligible", "slo_seconds", "slo_violations",
-        "unreceived",
+        "head_since", "heads", "is_whole", "name", "priorities", "ready", "slo_eligible", "slo_seconds",
+        "slo_violations", "unreceived",
     )  # fmt: skip
 
     def __init__(self, name: str, metrics: QueueMetrics, slo_seconds: float | None) -> None:
         self.name = name
+        #: Whether all the broker's queues that go by this name are read.
+        self.is_whole = True
         self.unreceived: dict[str, float] = {}
         self.ready: int | None = None
         self.heads: tuple[QueueHead, ...] = ()
@@ -110,17 +111,46 @@ class Queue:
         return self.head_since if named else None  # a lower bound
 
 
+def _together(name: str, readings: Sequence[QueueReading]) -> QueueReading:
+    """Return what several queues of the broker are that go by one *name*; what one of them does not tell is None."""
+    if len(readings) == 1:
+        return replace(readings[0], name=name)
+    by_priority: Counting[int] = Counting()
+    for one in readings:
+        by_priority.update(one.by_priority)
+    unacked = [one.unacked for one in readings if one.unacked is not None]
+    consumers = [one.consumers for one in readings if one.consumers is not None]
+    return QueueReading(
+        name,
+        sum(one.ready for one in readings),
+        by_priority,
+        unacked=sum(unacked) if len(unacked) == len(readings) else None,
+        consumers=sum(consumers) if len(consumers) == len(readings) else None,
+        heads=tuple(head for one in readings for head in one.heads or ((one.head,) if one.head else ())),
+    )
+
+
 class Queues:
     """All queues of one broker. Those found once stay, also when the last worker has left."""
 
     def __init__(
-        self, metrics: QueueMetrics, broker_metrics: BrokerMetrics, budget: LabelBudget, slos: Mapping[str, float]
+        self,
+        metrics: QueueMetrics,
+        broker_metrics: BrokerMetrics,
+        budget: LabelBudget,
+        slos: Mapping[str, float],
+        *,
+        limit: int,
     ) -> None:
+        """*limit* is how many are read; *budget* has as many names for them, which several may share."""
         self._metrics = metrics
         self._broker_metrics = broker_metrics
         self._budget = budget
         self._slos = slos
+        self._limit = limit
         self._queues: dict[str, Queue] = {}
+        #: Queues that are read, as the broker calls them, each with the name that it is shown by.
+        self._followed: dict[str, str] = {}
         self._oldest_unacked_at: float | None = None
         self._read_at: float | None = None
         self._broker_counts_consumers = False
@@ -129,16 +159,30 @@ class Queues:
             self.get(name)
 
     def get(self, name: str) -> Queue:
-        """Return the queue, made known if it was not; past the limit on queues it is the shared ``_other``."""
-        name = self._budget.admit(name)
-        queue = self._queues.get(name)
+        """Return the queue, made known if it was not; one that may not be shown by name is the shared ``_other``."""
+        shown = self._budget.admit(name)
+        queue = self._queues.get(shown)
         if queue is None:
-            queue = self._queues[name] = Queue(name, self._metrics, self._slos.get(name))
+            queue = self._queues[shown] = Queue(shown, self._metrics, self._slos.get(shown))
+        if name not in self._followed and shown not in (OTHER, UNKNOWN):
+            if len(self._followed) < self._limit:
+                self._followed[name] = shown
+            else:
+                queue.is_whole = False
         return queue
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a queue is either shown as it is called or as ``_other``."""
+        return self._budget.is_plain
+
+    def shown(self, name: str) -> str:
+        """Return what a known queue is shown as."""
+        return self._followed.get(name, OTHER)
+
     def names(self) -> frozenset[str]:
-        """Return the names of all known queues."""
-        return frozenset(self._queues.keys() - {OTHER, UNKNOWN})
+        """Return the names of all known queues, as the broker calls them."""
+        return frozenset(self._followed)
 
     def waiting(self) -> dict[str, int]:
         """Return how many messages are ready in each queue that has any."""
@@ -149,17 +193,18 @@ class Queues:
         self._read_at = reading.read_at
         self._oldest_unacked_at = reading.oldest_unacked_at
         self._show_broker(reading)
-        shown = set()
-        gone: list[str] = []
+        parts: dict[str, list[QueueReading]] = {}
         for one in reading.queues:
             queue = self.get(one.name)
-            if queue.name == OTHER:
-                continue  # a sum over some queues at some times would be no number
-            shown.add(queue.name)
-            gone += queue.take(one, reading.read_at)
-            self._show_queue(one)
+            if queue.name != OTHER and queue.is_whole:  # a sum over some queues at some times would be no number
+                parts.setdefault(queue.name, []).append(one)
+        gone: list[str] = []
+        for name, readings in parts.items():
+            together = _together(name, readings)
+            gone += self._queues[name].take(together, reading.read_at)
+            self._show_queue(together)
         for queue in self._queues.values():
-            if queue.ready is not None and queue.name not in shown:
+            if queue.ready is not None and queue.name not in parts:
                 self._withdraw(queue)
         return gone
 

@@ -7,8 +7,8 @@ from typing import Final
 
 from ..events import Event
 from ..failures import Failure, FailureKind, shortened
+from ..metrics.limits import UNKNOWN
 from .exceptions import TERMINATIONS
-from .queues import UNKNOWN
 from .records import Row, Task
 
 #: What kind of failure a class of exception is, where it is not simply an exception.

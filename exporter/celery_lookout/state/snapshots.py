@@ -14,12 +14,13 @@ from typing import Final, TypeAlias
 from ..failures import Failure, FailureSink, is_kind
 from ..metrics.exemplars import Exemplar, exemplar
 from ..metrics.exporter import ExporterMetrics
+from ..metrics.limits import UNKNOWN
 from ..metrics.tasks import PEAK_MEMORY_BUCKETS, RUNTIME_BUCKETS, WAIT_BUCKETS, TaskSeries
 from ..snapshots import Failure as ToldFailure
 from ..snapshots import Row as ToldRow
 from ..snapshots import WorkerSnapshot
 from .boots import Boot, rise
-from .queues import UNKNOWN, Queues
+from .queues import Queues
 from .records import Row, RunningTasks
 from .tasks import Tasks
 from .workers import Worker, Workers

@@ -24,12 +24,13 @@ from ..events import Event
 from ..failures import FailureSink
 from ..metrics.exemplars import Exemplar, exemplar
 from ..metrics.exporter import ExporterMetrics
-from ..metrics.limits import LabelBudget
+from ..metrics.limits import UNKNOWN, LabelBudget
+from ..metrics.registry import OTHER
 from ..metrics.tasks import TaskMetrics, TaskSeries
 from ..readings import ActiveTask
 from . import reports
 from .exceptions import TERMINATIONS, exception_class
-from .queues import UNKNOWN, Queues
+from .queues import Queues
 from .records import NO_WORK, Attempt, Held, Row, RunningTasks, Task, Work, waits_from
 from .routes import Routes
 from .workers import Worker, Workers
@@ -85,6 +86,7 @@ class Tasks:
         self._routes = routes
         self._limit = limit
         self._names = names
+        self._is_plain = names.is_plain and queues.is_plain
         self.exceptions = exceptions
         self._failures = failures
         self._trace_id_of = trace_id_of
@@ -419,11 +421,15 @@ class Tasks:
     def row(self, name: str, queue_name: str) -> Row:
         """Return what is counted of a (task, queue), made known if it was not."""
         row = self._rows.get((name, queue_name))
-        if row is not None:
+        if row is not None and self._is_plain:  # else some other name may be shown as this one
             return row
         name = self._names.admit(name)
         queue = self._queues.get(queue_name)
         row = self._rows.get((name, queue.name))
+        if row is None and name != OTHER and not self._metrics.has_room():
+            self._metrics.sent.drop()
+            name = OTHER
+            row = self._rows.get((name, queue.name))
         if row is None:
             row = self._rows[name, queue.name] = Row(TaskSeries(self._metrics, name, queue.name), queue)
         return row

@@ -8,11 +8,13 @@ silence in which nobody could be heard says nothing about the workers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..events import Event
+from ..metrics.limits import DropReason
 from ..metrics.workers import LOAD_PERIODS, WorkerMetrics
 from ..probes.names import is_broadcast, is_fit
 from ..readings import ConsumedQueue, WorkerReading
@@ -33,6 +35,9 @@ KEEP_SECONDS: Final = 7200.0
 
 #: How long a worker without heartbeats counts as alive after it answered a question, several rounds of which may fail.
 ANSWER_SECONDS: Final = 180.0
+
+#: Part of a full table that is forgotten at once, of those that are gone.
+FORGOTTEN_SHARE: Final = 0.01
 
 #: Heartbeats over which the clock skew is taken: messages are only ever late, so the largest difference is the truest.
 SKEW_SAMPLES: Final = 8
@@ -111,24 +116,46 @@ class Worker:
 class Workers:
     """All workers of one broker."""
 
-    def __init__(self, metrics: WorkerMetrics, limit: int) -> None:
+    def __init__(self, metrics: WorkerMetrics, limit: int, dropped: Callable[[DropReason], None]) -> None:
+        """*dropped* is told each time that a worker could not be followed, and once of each that is not shown."""
         self._metrics = metrics
         self._limit = limit
+        self._dropped = dropped
         self._workers: dict[str, Worker] = {}
         self._deaf_since: float | None = None
+        #: When it was last seen who is gone, and whether there may be some of them still: looking takes its time.
+        self._looked_at = 0.0
+        self._may_be_gone = True
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
 
     def get(self, name: str) -> Worker | None:
-        """Return the worker, made known if it was not; None past the limit."""
+        """Return the worker, made known if it was not; None past the limit, unless another is gone and makes room."""
         worker = self._workers.get(name)
         if worker is None:
             if len(self._workers) >= self._limit:
-                self._metrics.up.drop()
+                self._make_room()
+            if len(self._workers) >= self._limit:
+                self._dropped("limit")
                 return None
             worker = self._workers[name] = Worker(name)
+            if not self._metrics.is_shown(name):
+                self._dropped("denied")
         return worker
+
+    def _make_room(self) -> None:
+        """Forget some of those that are gone, the longest first: who lives is worth more than who did."""
+        if not self._may_be_gone:
+            return
+        self._may_be_gone = False
+        gone = [worker for worker in self._workers.values() if not worker.is_alive(self._looked_at)]
+        idle = [worker for worker in gone if not (worker.running or worker.told_running)]
+        number = max(1, int(self._limit * FORGOTTEN_SHARE))
+        for worker in nsmallest(number, idle, key=lambda worker: worker.alive_until):
+            self._dropped("limit")
+            self._forget(worker)
+        self._may_be_gone = len(self._workers) < self._limit
 
     def clock(self, now: float) -> float:
         """Return the time by which liveness is judged: it stands while the broker is away."""
@@ -231,15 +258,15 @@ class Workers:
         worker.told_reserved, worker.told_scheduled = snapshot.reserved, snapshot.scheduled
         metrics.show(name, snapshot)
 
-    def consumers(self, now: float) -> dict[str, tuple[int, int]]:
-        """Return, for each queue, how many living workers consume it and their slots together."""
+    def consumers(self, now: float, shown: Callable[[str], str]) -> dict[str, tuple[int, int]]:
+        """Return, by what *shown* makes of a queue's name, how many living workers consume it and their slots."""
         found: dict[str, tuple[int, int]] = {}
         clock = self.clock(now)
         for worker in self._workers.values():
             if worker.is_alive(clock):
-                for queue in worker.queues:
-                    count, slots = found.get(queue.name, (0, 0))
-                    found[queue.name] = (count + 1, slots + worker.slots)
+                for name in {shown(queue.name) for queue in worker.queues}:
+                    count, slots = found.get(name, (0, 0))
+                    found[name] = (count + 1, slots + worker.slots)
         return found
 
     def refresh(self, now: float) -> None:
@@ -258,6 +285,7 @@ class Workers:
             if worker.last_heartbeat is not None:
                 self._show_life(worker, worker.last_heartbeat, clock)
             self._show_held(worker, now, clock)
+        self._metrics.refresh()
 
     def summary(self, now: float) -> list[dict[str, Any]]:
         """Return a row per worker for the status page, by name."""
@@ -276,7 +304,8 @@ class Workers:
 
     def just_gone(self, now: float) -> list[Worker]:
         """Return the workers that were alive when last asked and are not any more."""
-        clock = self.clock(now)
+        clock = self._looked_at = self.clock(now)
+        self._may_be_gone = True
         gone = []
         for worker in self._workers.values():
             alive = worker.is_alive(clock)
@@ -339,7 +368,7 @@ class Workers:
     def _show_life(self, worker: Worker, last_heartbeat: float, clock: float) -> None:
         metrics, name = self._metrics, worker.name
         alive = worker.is_alive(clock)
-        metrics.up.child(name).set(int(alive))
+        metrics.show_up(name, is_up=alive)
         metrics.last_heartbeat.child(name).set(round(last_heartbeat, 3))
         metrics.shutdown_graceful.child(name).set(int(worker.graceful))
         if not alive:
