@@ -77,6 +77,10 @@ OPTIONS: Final = (
     Option("broker.accept-msgpack", "Also read msgpack, for event_serializer = msgpack.", False, bool),
     Option("web.listen-address", "Address to serve on, host:port; an empty host is every interface.", ":9808"),
     Option("web.telemetry-path", "Path of the metrics.", "/metrics"),
+    Option(
+        "web.config.file",
+        "File with TLS, client certificates, users and headers, in the form of Prometheus's exporter-toolkit.",
+    ),
     Option("log.level", "Least severe messages to log.", "info", choices=("debug", "info", "warning", "error")),
     Option("log.format", "Form of the log lines.", "logfmt", choices=("logfmt", "json")),
     Option("rabbitmq.management-url", "RabbitMQ's management API; the default is port 15672 on the broker's host."),
@@ -179,6 +183,8 @@ class Settings:
     brokers: tuple[Broker, ...]
     listen: ListenAddress = ListenAddress("", 9808)
     telemetry_path: str = "/metrics"
+    #: None when everybody may scrape, in the clear.
+    web_config_file: Path | None = None
     accept_msgpack: bool = False
     management_url: str | None = field(default=None, repr=False)
     replica: str = ""
@@ -207,6 +213,7 @@ class Settings:
             brokers=_brokers(given),
             listen=ListenAddress.parse(given["web_listen_address"]),
             telemetry_path=path,
+            web_config_file=Path(given["web_config_file"]) if given["web_config_file"] else None,
             accept_msgpack=given["broker_accept_msgpack"],
             management_url=given["rabbitmq_management_url"],
             replica=_replica(given["replica"]),

@@ -183,6 +183,10 @@ SOURCES: Final = {
     "celery_exporter_spans_total": Source(
         "spans made from events, see [traces.md](traces.md#spans-from-events)", "without `--otlp.endpoint`"
     ),
+    "celery_exporter_web_refused_total": Source("the web server, see [web.md](web.md#limits)"),
+    "celery_exporter_web_config_reload_success": Source(
+        "the web server, once a second, see [web.md](web.md#changes)", "without `--web.config.file`"
+    ),
     "celery_exporter_collector_success": Source(
         "the collectors `queues`, `workers` and `snapshots`; with `--otlp.endpoint` also `otlp`"
     ),

@@ -15,6 +15,7 @@ from celery_lookout.metrics.exporter import ProcessMetrics, SentryMetrics
 from celery_lookout.metrics.exposition import Exposition
 from celery_lookout.metrics.registry import Family, Registry, Scope
 from celery_lookout.metrics.spans import SpanMetrics
+from celery_lookout.metrics.web import WebMetrics
 from celery_lookout.settings import OPTIONS, Option
 from celery_lookout.state.cluster import Cluster, ClusterOptions
 from tests.docs.metric_sources import SOURCES
@@ -71,6 +72,7 @@ def families() -> dict[str, Family[Any]]:
     registry = Registry()
     ProcessMetrics(registry, "0")
     SentryMetrics(registry)
+    WebMetrics(registry, config_file=True)
     Cluster(Scope(registry), ClusterOptions())
     SpanMetrics(Scope(registry))
     return registry.families

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import ssl
 import sys
 import time
 import urllib.error
@@ -54,14 +56,28 @@ class Metrics:
 
 
 class Sidecar(Server):
-    """``celery-lookout serve`` on a free port; call start(), or use it as a context manager."""
+    """
+    ``celery-lookout serve`` on a free port; call start(), or use it as a context manager.
+
+    With a web configuration file, *context* is what it is asked with over TLS, *user* is NAME:PASSWORD.
+    """
 
     start_seconds = 30.0
     stop_seconds = 10.0
 
-    def __init__(self, broker_url: str, folder: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        broker_url: str,
+        folder: Path,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        context: ssl.SSLContext | None = None,
+        user: str = "",
+    ) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.context = context
+        self.user = user
+        self.url = f"http{'s' if context else ''}://127.0.0.1:{self.port}"
         argv = [sys.executable, "-m", "celery_lookout", "serve", "--web.listen-address", f"127.0.0.1:{self.port}"]
         if broker_url:
             argv += ["--broker", broker_url]
@@ -74,9 +90,11 @@ class Sidecar(Server):
     def get(self, path: str, **headers: str) -> Answer:
         """Fetch *path*; an HTTP error is an answer too. Raises OSError when nobody answers."""
         request = urllib.request.Request(self.url + path, headers={k.replace("_", "-"): v for k, v in headers.items()})
+        if self.user:
+            request.add_header("Authorization", f"Basic {base64.b64encode(self.user.encode()).decode()}")
         started = time.monotonic()
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=10, context=self.context) as response:
                 body = response.read()
                 return Answer(response.status, body, dict(response.headers), time.monotonic() - started)
         except urllib.error.HTTPError as error:

@@ -13,6 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from celery_lookout.broker import Broker
 from celery_lookout.metrics.exporter import ProcessMetrics
 from celery_lookout.metrics.registry import Registry
+from celery_lookout.metrics.web import WebMetrics
 from celery_lookout.monitor import Monitor
 from celery_lookout.readings import BrokerReading, QueueReading
 from celery_lookout.settings import Settings
@@ -42,7 +43,8 @@ class Site:
         settings = Settings(brokers=BROKERS)
         self.monitors = [Monitor(broker, settings, self.registry, executor, lambda: EPOCH) for broker in BROKERS]
         process = ProcessMetrics(self.registry, "1.2.3")
-        self.server = WebServer(self.monitors, self.registry, process, telemetry_path="/metrics")
+        metrics = WebMetrics(self.registry, config_file=False)
+        self.server = WebServer(self.monitors, self.registry, process, metrics, telemetry_path="/metrics")
 
     def reach(self, *names: str) -> None:
         for monitor in self.monitors:

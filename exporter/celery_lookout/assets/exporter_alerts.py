@@ -42,6 +42,18 @@ def alerts(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
     yield from _losses(promql, thresholds)
     yield from _series(promql, thresholds)
     yield _sentry(promql, thresholds)
+    yield Alert(
+        name="CeleryExporterWebConfigBroken",
+        expr=f"{by(('job',), promql.series('celery_exporter_web_config_reload_success'), 'min')} == 0",
+        wait="10m",
+        severity="warning",
+        kind="cause",
+        summary="celery-lookout does not take its web configuration file",
+        description="The web configuration file, or a certificate that it names, is broken. What it said before holds"
+        " until the sidecar restarts; then the sidecar will not start.",
+        dashboard=_DASHBOARD,
+        labels=("job",),
+    )
     started = promql.series("process_start_time_seconds")
     yield Alert(
         name="CeleryExporterCrashLooping",
