@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -289,6 +290,28 @@ def test_errors_of_the_file_name_it(text: str, shown: str, file: Callable[[str],
     assert path in str(raised.value)
     assert shown in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+ODD_VALUES = (
+    "2001-99-99", "2001-12-14", "!!int ''", "!!float x", "!!bool x", "!!timestamp x", "!!set {a}", "!!omap [a]",
+    "[1, 2]", "[[[]]]", "[null]", "{a: b}", "{[a]: 2}", "&a [*a]", "&a {b: *a}", "{<<: 3}", "null", "true", ".nan",
+    ".inf", "-5", "0", "''", "0x", "1:30", '"\\ud800"', '"\\0"', "9" * 5000, "'" + "9" * 5000 + "'",
+    "!!python/object:os.system x", "[" * 1000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["broker", "broker.file", "broker.transport-options", "control.enable-events", "control.interval", "limit.series",
+     "log.level", "queue.latency-slo", "web.telemetry-path"],
+)  # fmt: skip
+def test_any_value_in_the_file_is_taken_or_refused_in_words(
+    option: str, read: Read, file: Callable[[str], str]
+) -> None:
+    for value in ODD_VALUES:
+        path = file(f"{option}: {value}\n")
+        with contextlib.suppress(SettingsError, click.ClickException):
+            read("--config", path, "--broker", REDIS)
 
 
 def test_a_file_that_is_not_there_is_named() -> None:

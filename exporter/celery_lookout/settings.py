@@ -256,16 +256,26 @@ def read_file(path: str) -> dict[str, Any]:
         raise SettingsError(f"--config {path!r} cannot be read: it is not YAML{line}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--config {path!r} cannot be read: {error}") from error
+    except (AttributeError, LookupError, RecursionError, ValueError) as error:
+        # A date without a month, a number without digits, a list in a list in a list.
+        raise SettingsError(
+            f"--config {path!r} cannot be read: a value in it is none ({type(error).__name__})"
+        ) from None
     if not isinstance(content, dict):
         raise SettingsError(f"--config {path!r} must be a mapping of option names to values")
     known = {name: option for option in OPTIONS for name in option.names}
     values: dict[str, Any] = {}
-    for name, value in _flatten(content, known):
-        option = known.get(name)
-        if option is None:
-            raise SettingsError(f"--config {path!r} has the unknown option {name!r}; see celery-lookout serve --help")
-        if value is not None:
-            values[option.key] = _from_yaml(option, value)
+    try:
+        for name, value in _flatten(content, known):
+            option = known.get(name)
+            if option is None:
+                raise SettingsError(
+                    f"--config {path!r} has the unknown option {name!r}; see celery-lookout serve --help"
+                )
+            if value is not None:
+                values[option.key] = _from_yaml(option, value)
+    except (RecursionError, TypeError, ValueError):
+        raise SettingsError(f"--config {path!r} cannot be read: a value holds itself, or is no plain data") from None
     return values
 
 
@@ -279,14 +289,20 @@ def _flatten(content: Mapping[Any, Any], known: Mapping[str, Option], prefix: st
 
 
 def _from_yaml(option: Option, value: Any) -> Any:
-    """Bring a YAML value into the form the command line has: lists of strings, JSON text."""
+    """
+    Bring a YAML value into the form the command line has: lists of strings, JSON text.
+
+    Raises SettingsError for a list where one value is wanted, and what ``json`` raises for what is no plain data.
+    """
     if option.many:
         if isinstance(value, dict):
             return [f"{key}={item}" for key, item in value.items()]
         return [str(item) for item in value] if isinstance(value, list) else [str(value)]
     if isinstance(value, dict) or (isinstance(value, bool) and option.kind is not bool):
         return json.dumps(value)
-    return value
+    if isinstance(value, list | set):
+        raise SettingsError(f"--{option.name} must be one value in the configuration file, not a list")
+    return value if isinstance(value, bool) else str(value)
 
 
 def _brokers(given: Mapping[str, Any]) -> tuple[Broker, ...]:
@@ -356,7 +372,7 @@ def _sentry(given: Mapping[str, Any]) -> SentryOptions | None:
 def _text_of(path: str, option: str) -> str:
     try:
         return Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one
         raise SettingsError(f"--{option} {path!r} cannot be read: {error}") from error
 
 
@@ -378,7 +394,7 @@ def _json(given: Mapping[str, Any], name: str) -> Any:
         return text
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"--{name} is not JSON: {error}") from error  # the value may hold a password
 
 
