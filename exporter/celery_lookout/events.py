@@ -14,6 +14,8 @@ from msgspec import Meta, Struct
 _Id = Annotated[str, Meta(max_length=255)]
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
 _Name = Annotated[str, Meta(max_length=512)]
+#: So that a sum of them stays a number.
+_Number = Annotated[float, Meta(ge=-1e12, le=1e12)]
 
 #: What Celery 5.3 to 5.7 sends. Anything else (a task's own ``send_event``) is counted and otherwise left alone.
 TASK_EVENTS: Final = (
@@ -36,7 +38,7 @@ class Event(Struct, frozen=True, gc=False, kw_only=True):
     #: Node name of the worker; for ``task-sent`` the publisher, which is unbounded and never a label.
     hostname: _Id = ""
     #: Not used, as ``clock``, but an event in which they are no numbers is not Celery's.
-    utcoffset: float | None = None
+    utcoffset: _Number | None = None
     pid: _Count | None = None
     clock: _Count | None = None
 
@@ -53,7 +55,7 @@ class Event(Struct, frozen=True, gc=False, kw_only=True):
     exchange: _Id | None = None
     routing_key: _Id | None = None
     #: Seconds. None when the pool process died after it stored its result.
-    runtime: float | None = None
+    runtime: _Number | None = None
     #: ``repr()`` of the exception; hides the class for kills, see ``state.exceptions``.
     exception: str | None = None
     traceback: str | None = None
@@ -63,10 +65,10 @@ class Event(Struct, frozen=True, gc=False, kw_only=True):
 
     # worker events
     #: Seconds between heartbeats.
-    freq: float | None = None
+    freq: _Number | None = None
     active: _Count | None = None
     processed: _Count | None = None
-    loadavg: tuple[float, float, float] | None = None
+    loadavg: tuple[_Number, _Number, _Number] | None = None
     sw_ver: _Id | None = None
 
     timestamp: float

@@ -83,13 +83,12 @@ def test_label_values_are_escaped(value: str, shown: str, registry: Registry) ->
 
 #: What the parsers give back of a label: control characters and surrogates are replaced on the way.
 def _readable(value: str) -> str:
-    kept = "".join(
-        "\ufffd" if (ord(letter) < 32 and letter != "\n") or ord(letter) == 127 else letter for letter in value
-    )
+    torn = {*map(chr, range(32)), *map(chr, range(127, 160)), "\u2028", "\u2029"} - {"\n"}
+    kept = "".join("\ufffd" if letter in torn else letter for letter in value)
     return kept.encode("utf-8", "replace").decode()
 
 
-@given(st.text(st.characters() | st.sampled_from('\\"\n\r\t\0\x7f\ud800{},= '), max_size=30))
+@given(st.text(st.characters() | st.sampled_from('\\"\n\r\t\0\x7f\x85\u2028\ud800{},= '), max_size=30))
 def test_both_parsers_give_any_label_value_back(value: str) -> None:
     registry = Registry()
     scope = Scope(registry)
@@ -242,3 +241,21 @@ def test_budget_keeps_one_copy_of_each_string() -> None:
     budget = LabelBudget(2)
     first = budget.admit(str(b"long name", "ascii"))
     assert budget.admit(str(b"long name", "ascii")) is first
+
+
+def test_values_that_would_look_the_same_are_one_series(registry: Registry) -> None:
+    """Of two lines with the same labels Prometheus drops one, and promtool refuses the page."""
+    made = Scope(registry).counter("made_total", "x", ("kind",))
+    made.child("a\x01").inc()
+    made.child("a\x02").inc()
+    assert registry.render().splitlines()[2:] == ['made_total{kind="a\ufffd"} 2']
+    assert made.find("a\x02") is made.child("a\x01")
+    made.remove("a\x03")
+    assert registry.render() == ""
+
+
+def test_a_budget_admits_what_can_be_shown() -> None:
+    budget = LabelBudget(2)
+    assert {budget.admit(name) for name in ("a\x01", "a\x02", "a\ufffd")} == {"a\ufffd"}
+    assert budget.admit("b") == "b"
+    assert budget.admit("c") == OTHER

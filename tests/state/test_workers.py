@@ -7,6 +7,7 @@ import pytest
 from celery_lookout.readings import ConsumedQueue, WorkerReading
 from celery_lookout.state.workers import KEEP_SECONDS
 from tests.clusters import EPOCH, Watched, heartbeat, offline, online, received, sent, series, started, succeeded
+from tests.clusters import of as of_task
 
 UP = series("celery_worker_up", worker="w@h")
 LOST = "celery_exporter_events_lost_total"
@@ -342,3 +343,14 @@ def test_status_says_what_became_of_each_worker(watched: Watched) -> None:
         ("stopped@h", "stopped"),
         ("up@h", "up"),
     ]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x01", "\u202egnp", "x" * 256])
+def test_a_name_that_no_label_can_show_costs_the_worker_and_not_its_tasks(name: str) -> None:
+    watched = Watched()
+    watched.hear(heartbeat(0, worker=name), sent(0), received(0.1, worker=name), started(0.2, worker=name))
+    watched.hear(succeeded(0.5, worker=name))
+    assert watched.series("celery_worker_") == {}
+    assert watched.series()[of_task("succeeded_total")] == 1
+    denied = series("celery_exporter_label_values_dropped_total", label="worker", reason="denied")
+    assert watched.series()[denied] > 0

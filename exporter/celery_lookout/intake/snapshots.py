@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
+from ..probes.names import is_fit
 from ..snapshots import VERSION, AnySnapshot, BeatSnapshot, Entry, Failure, Row, WorkerSnapshot
 from .decode import JSON_TYPES, MAX_BODY_BYTES, NEWEST_SECONDS, OLDEST_SECONDS
 from .snapshot_source import Message
@@ -69,6 +70,8 @@ class SnapshotDecoder:
             return "field"
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return "malformed"
+        if not is_fit(snapshot.node):
+            return "field"
         return snapshot if now - OLDEST_SECONDS < snapshot.at < now + NEWEST_SECONDS else "timestamp"
 
     def _decode(self, body: bytes) -> AnySnapshot:

@@ -65,7 +65,8 @@ class ExporterMetrics:
         )
         self._label_values_dropped = counter(
             "celery_exporter_label_values_dropped_total",
-            "Times that a label did not show a value by its name. denied: kept out by the lists; limit: the label was"
+            "Times that a label did not show a value by its name. denied: kept out by the lists, or not to be shown in a"
+            " label at all; limit: the label was"
             " full. A worker is left out then; any other value counts as _other.",
             ("label", "reason"),
         )

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Final, Literal, get_args
 
 from .labels import LabelRules
-from .registry import OTHER
+from .registry import OTHER, readable
 
 #: Why a value is not shown by name: the user's lists keep it out, or the label is full.
 DropReason = Literal["denied", "limit"]
@@ -55,7 +55,7 @@ class LabelBudget:
     def _judge(self, value: str) -> str:
         if value in (OTHER, UNKNOWN):
             return value
-        name = value if self.is_plain else self._rename(value)
+        name = readable(value) if self.is_plain else self._rename(readable(value))
         if name is None or name == OTHER:
             self._drop("denied")
             name = OTHER

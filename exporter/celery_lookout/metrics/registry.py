@@ -21,17 +21,21 @@ OTHER: Final = "_other"
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-#: Exposition escapes, and control characters that would tear a terminal or a log line.
-_ESCAPES: Final = dict.fromkeys((*range(32), 127), "�") | {
-    ord("\\"): "\\\\",
-    ord('"'): '\\"',
-    ord("\n"): "\\n",
-}
+#: Control characters and line breaks that would tear a terminal, a log line or the text of a scrape in some reader.
+_UNREADABLE: Final = dict.fromkeys({*range(32), *range(127, 160), 0x2028, 0x2029} - {ord("\n")}, "�")
+_ESCAPES: Final = {ord("\\"): "\\\\", ord('"'): '\\"', ord("\n"): "\\n"}
+
+
+def readable(value: str) -> str:
+    """Return *value* without what no label shows: control characters but the line break, and half surrogates."""
+    if value.isprintable():
+        return value
+    return value.translate(_UNREADABLE).encode("utf-8", "replace").decode("utf-8")
 
 
 def escape(value: str) -> str:
     """Return a label's *value* as it stands between quotes."""
-    return value.translate(_ESCAPES).encode("utf-8", "replace").decode("utf-8")
+    return readable(value).translate(_ESCAPES)
 
 
 class Counter:
@@ -188,9 +192,13 @@ class Family(Generic[Child]):
         """
         Return the series with these label *values*, made at 0 on first sight.
 
-        Past the registry's limit the series is counted as dropped and works, but is never shown.
+        Past the registry's limit the series is counted as dropped and works, but is never shown. Values that would look
+        the same lead to the same series: of two, Prometheus takes one.
         """
         child = self.children.get(values)
+        if child is None:
+            values = tuple(map(readable, values))
+            child = self.children.get(values)
         if child is None:
             child = self._make(values)
             if self._registry.admit(self.name, child.samples):
@@ -199,7 +207,7 @@ class Family(Generic[Child]):
 
     def remove(self, *values: str) -> None:
         """Forget the series; nothing happens when it is not there."""
-        child = self.children.pop(values, None)
+        child = self.children.pop(tuple(map(readable, values)), None)
         if child is not None:
             self._registry.series -= child.samples
 
@@ -241,7 +249,7 @@ class Bound(Generic[Child]):
 
     def find(self, *values: str) -> Child | None:
         """Return the series with these label values if there is one, without the broker's name."""
-        return self.family.children.get((*values, *self._fixed))
+        return self.family.children.get((*map(readable, values), *self._fixed))
 
     def drop(self) -> None:
         """Count a series as dropped that its owner did not even ask for: there were too many."""

@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 
 from ..metrics.beat import BeatMetrics
 from ..metrics.limits import LabelBudget
+from ..metrics.registry import readable
 from ..snapshots import BeatSnapshot
 from .workers import KEEP_SECONDS
 
@@ -49,7 +50,7 @@ class Beats:
         self._metrics.last_heartbeat.child(snapshot.node).set(round(beat.heard_at, 3))
         before, beat.entries = beat.entries, set()
         for entry in snapshot.entries:
-            labels = (entry.entry, self._names.admit(entry.task))
+            labels = (readable(entry.entry), self._names.admit(entry.task))
             beat.entries.add(labels)
             self._show(labels, entry.last_sent_at, entry.next_due_at)
         self._remove(before - beat.entries)

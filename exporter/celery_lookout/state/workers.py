@@ -131,9 +131,16 @@ class Workers:
         return iter(self._workers.values())
 
     def get(self, name: str) -> Worker | None:
-        """Return the worker, made known if it was not; None past the limit, unless another is gone and makes room."""
+        """
+        Return the worker, made known if it was not.
+
+        None past the limit, unless another is gone and makes room, and for a name that no label can show.
+        """
         worker = self._workers.get(name)
         if worker is None:
+            if not is_fit(name):
+                self._dropped("denied")
+                return None
             if len(self._workers) >= self._limit:
                 self._make_room()
             if len(self._workers) >= self._limit:
