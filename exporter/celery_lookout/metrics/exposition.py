@@ -8,6 +8,7 @@ else is our registry's own text.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -45,7 +46,7 @@ class Exposition:
 
     def scrape(self, accept: str, accept_encoding: str) -> Scrape:
         """Render for a scraper with these ``Accept`` and ``Accept-Encoding`` headers."""
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = _encoder(accept)
         openmetrics = content_type.startswith("application/openmetrics-text")
         # Ours first: the runtime's text ends with OpenMetrics' end mark.
         body = self._registry.render(openmetrics=openmetrics).encode() + encode(self._runtime)
@@ -55,6 +56,14 @@ class Exposition:
             compressor = compressobj(_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
             body = compressor.compress(body) + compressor.flush()
         return Scrape(body, headers)
+
+
+def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """Return how to encode for a scraper, and what that is called; plain text for who asks for what is no version."""
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):  # it compares the parts of versions as they come
+        return choose_encoder("")
 
 
 def _accepts_gzip(accept_encoding: str) -> bool:
