@@ -34,6 +34,8 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+]*://")
 _USERINFO = re.compile(r"(?<=://)(?:(?!;[a-z][a-z0-9+]*://).)*@", re.DOTALL)
 #: The same for what is no URL.
 _BEFORE_HOST = re.compile(r"^.*@", re.DOTALL)
+#: Of transport options, parts of the names of those that are secrets.
+_SECRET_WORDS = ("password", "secret", "token")
 _QUERY_SECRET = re.compile(r"(?i)([?&][^=&;]*(?:password|secret|token)[^=&;]*=)[^&;]*")
 
 
@@ -86,6 +88,10 @@ class Broker:
         if self.kind == "redis":
             options.setdefault("socket_timeout", SOCKET_TIMEOUT_SECONDS)
             options.setdefault("socket_connect_timeout", SOCKET_TIMEOUT_SECONDS)
+        elif self.kind == "amqp":
+            from .amqp_messages import handle_frames
+
+            options["frame_handler"] = handle_frames
         more: dict[str, Any] = {"ssl": self.ssl or None, "connect_timeout": SOCKET_TIMEOUT_SECONDS}
         return kombu.Connection(self.url, transport_options=options, heartbeat=heartbeat, **more)
 
@@ -125,34 +131,14 @@ def _secrets(broker: Broker) -> Iterator[str]:
                 yield password
                 yield unquote(password)
     yield from _option_secrets(broker.transport_options)
+    if isinstance(broker.ssl, Mapping):
+        yield from _option_secrets(broker.ssl)
 
 
 def _option_secrets(options: Mapping[str, Any]) -> Iterator[str]:
     for key, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _option_secrets(value)
-        elif isinstance(value, str) and value and any(word in str(key).lower() for word in ("password", "secret")):
-            yield value
-
-
-#: Where :func:`refuse_compressed` leaves what a message said of its compression.
-REFUSED_COMPRESSION = "refused-compression"
-
-
-def refuse_compressed(channel: Any) -> None:
-    """
-    Make *channel* hand over compressed bodies as they are, with the header renamed.
-
-    kombu decompresses whatever says so in its headers, without a limit, before any callback sees the message.
-    """
-    plain: Any = channel.Message
-
-    class UncompressedMessage(plain):  # type: ignore[misc]  # the class is known only at run time
-        def __init__(self, raw: Any, *args: Any, **kwargs: Any) -> None:
-            properties = getattr(raw, "properties", None)
-            headers = raw.get("headers") if isinstance(raw, dict) else (properties or {}).get("application_headers")
-            if isinstance(headers, dict) and "compression" in headers:
-                headers[REFUSED_COMPRESSION] = headers.pop("compression")
-            super().__init__(raw, *args, **kwargs)
-
-    channel.Message = UncompressedMessage
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, Mapping):
+                yield from _option_secrets(one)
+            elif isinstance(one, str) and one and any(word in str(key).lower() for word in _SECRET_WORDS):
+                yield one

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import amqp
 import kombu
 import pytest
 import redis
@@ -386,3 +388,46 @@ def test_a_source_that_was_never_used_can_be_closed(kind: str) -> None:
     source = SOURCES[kind](Broker(url))
     source.settle()
     source.close()
+
+
+class Raw(amqp.Message):  # type: ignore[misc]  # untyped
+    """A message whose properties are what *raw* says, right or wrong."""
+
+    raw = b""
+
+    def _serialize_properties(self) -> bytes:
+        return self.raw
+
+
+def in_tables(depth: int) -> bytes:
+    table = b""
+    for _ in range(depth):
+        table = b"\x01aF" + struct.pack(">I", len(table)) + table
+    return table
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        pytest.param(struct.pack(">H", 1 << 15) + b"\x02\xff\xfe", id="content type that is no UTF-8"),
+        pytest.param(
+            struct.pack(">HI", 1 << 13, 11) + b"\x01aT" + struct.pack(">Q", 2**63), id="time past the year 9999"
+        ),
+        pytest.param(struct.pack(">HI", 1 << 13, len(in_tables(1500))) + in_tables(1500), id="tables in tables"),
+        pytest.param(struct.pack(">H", 1 << 14) + b"\x08punycode", id="a codec that takes hours"),
+    ],
+)
+def test_a_message_that_nobody_can_read_holds_up_no_other(properties: bytes, on_rabbit: Channel) -> None:
+    """RabbitMQ would deliver it again after each connection that breaks on it, for a quarter of an hour."""
+    on_rabbit.write("a")
+    with kombu.Connection(on_rabbit.broker.url) as connection:
+        body: Any = b"a" * 500_000 + b"-" + b"aa" * 500_000
+        evil = Raw(body)
+        evil.raw = properties
+        channel: Any = connection.default_channel
+        channel.basic_publish(evil, exchange=NAME)
+    on_rabbit.write("b")
+    messages = drain(on_rabbit.source())
+    assert [message.body for message in messages if len(message.body) == 1] == [b"a", b"b"]
+    [unread] = [message for message in messages if len(message.body) > 1]
+    assert unread.content_type is None

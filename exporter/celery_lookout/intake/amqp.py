@@ -42,6 +42,9 @@ PREFETCH: Final = 20_000
 #: Bytes read at a time. Some 600 events; about a millisecond of work.
 READ_BYTES: Final = 256 * 1024
 
+#: Bytes of properties up to which the verdict on them is kept. Celery's have some 100.
+KEPT_BYTES: Final = 1024
+
 _CHANNEL: Final = 1
 
 
@@ -128,7 +131,8 @@ class AmqpEvents:
             if delivery.body is None:
                 self._decoder.refuse("too_large")
                 continue
-            reason, msgpack = self._judge(delivery.properties)
+            judge = self._judge if len(delivery.properties) <= KEPT_BYTES else self._verdict
+            reason, msgpack = judge(delivery.properties)
             if reason is None:
                 events += self._decoder.body(delivery.body, now, msgpack=msgpack)
             else:

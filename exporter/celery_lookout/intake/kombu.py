@@ -13,9 +13,10 @@ from collections import deque
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from ..broker import REFUSED_COMPRESSION, Broker, describe, refuse_compressed
+from ..broker import Broker, describe
 from ..errors import BrokerUnavailable
 from ..events import Event
+from ..probes.raw_messages import body_of, is_compressed, leave_messages_alone, text_of
 from .decode import MSGPACK_TYPES, EventDecoder
 
 #: Messages that wait between the two threads. Past that the thread stops draining, and the broker keeps the rest.
@@ -29,7 +30,7 @@ _FANOUT_DRIVERS: Final = frozenset({"redis", "gcpubsub"})
 
 
 class _Message(NamedTuple):
-    body: bytes
+    body: bytes | None
     content_type: str | None
     content_encoding: str | None
     compressed: bool
@@ -76,19 +77,18 @@ class KombuEvents:
         exchange = Exchange(self._broker.event_exchange, type=kind)
         queue = Queue(f"celeryev.lookout.{uuid4()}", exchange, routing_key="#", auto_delete=True, durable=False)
         channel = connection.channel()
-        refuse_compressed(channel)
+        leave_messages_alone(channel)
         consumer = Consumer(channel, [queue], no_ack=True, on_message=self._hear)
         consumer.consume()
         return consumer
 
     def _hear(self, message: Any) -> None:
-        body = message.body
         self._waiting.append(
             _Message(
-                body.encode() if isinstance(body, str) else bytes(body),
-                message.content_type,
-                message.content_encoding,
-                REFUSED_COMPRESSION in (message.headers or {}),
+                body_of(message),
+                text_of(message.content_type),
+                text_of(message.content_encoding),
+                is_compressed(message),
             )
         )
         self._wake()
@@ -130,19 +130,22 @@ class KombuEvents:
         events: list[Event] = []
         for _ in range(min(BATCH, len(self._waiting))):
             message = self._waiting.popleft()
-            reason = (
-                "compressed"
-                if message.compressed
-                else self._decoder.objection(message.content_type, message.content_encoding)
-            )
+            reason = self._objection(message)
             if reason is None:
-                events += self._decoder.body(message.body, now, msgpack=message.content_type in MSGPACK_TYPES)
+                events += self._decoder.body(message.body or b"", now, msgpack=message.content_type in MSGPACK_TYPES)
             else:
                 self._decoder.refuse(reason)
         self._room.set()
         if self._failure is not None and not events:
             raise BrokerUnavailable(self._failure)
         return events, bool(self._waiting)
+
+    def _objection(self, message: _Message) -> str | None:
+        if message.body is None:
+            return "envelope"
+        if message.compressed:
+            return "compressed"
+        return self._decoder.objection(message.content_type, message.content_encoding)
 
     def settle(self) -> None:
         """Nothing to acknowledge."""

@@ -95,7 +95,7 @@ class RedisEvents:
                         events += decode(reply[-1], now)
                     elif isinstance(reply, hiredis.ReplyError):
                         raise BrokerUnavailable(f"Redis refused the subscription to events: {reply}")
-        except hiredis.ProtocolError as error:
+        except (hiredis.ProtocolError, TypeError) as error:  # TypeError: a message that is no bytes
             raise BrokerUnavailable(f"the event connection is out of step: {error}") from error
         return events
 

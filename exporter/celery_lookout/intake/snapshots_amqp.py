@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..broker import Broker
+from ..probes.raw_messages import body_of, leave_messages_alone
 from ..probes.session import Session
 from .snapshot_source import CHUNK, NAME, SHOWN_AGAIN_SECONDS, Message
 
@@ -42,7 +43,7 @@ class AmqpSnapshots:
         passing: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._session = Session(broker, needs=f"The RabbitMQ user needs the rights to configure, write and read {NAME}")
+        self._session = Session(broker, needs=_NEEDS)
         self._queue = f"{NAME}.{replica}" if replica else NAME
         self._lasting = not passing
         self._monotonic = monotonic
@@ -64,7 +65,7 @@ class AmqpSnapshots:
             headers = raw.properties.get("application_headers") or {}
             messages.append(
                 Message(
-                    raw.body.encode() if isinstance(raw.body, str) else bytes(raw.body),
+                    body_of(raw) or b"",
                     raw.properties.get("content_type"),
                     "compression" in headers,
                     # On a later connection it is what this process has read, and counting it again is no harm.
@@ -74,6 +75,7 @@ class AmqpSnapshots:
         return messages
 
     def _declare(self, channel: Any) -> None:
+        leave_messages_alone(channel)
         channel.exchange_declare(NAME, "fanout", durable=True, auto_delete=False)
         channel.queue_declare(
             self._queue,

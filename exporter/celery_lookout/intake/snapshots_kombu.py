@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ..broker import REFUSED_COMPRESSION, Broker, refuse_compressed
+from ..broker import Broker
+from ..probes.raw_messages import body_of, is_compressed, leave_messages_alone, text_of
 from ..probes.session import Session
 from .snapshot_source import CHUNK, Message
 
@@ -34,14 +35,13 @@ class KombuSnapshots:
 
     def _read(self, channel: Any) -> list[Message]:
         if channel is not self._channel:
-            refuse_compressed(channel)
+            leave_messages_alone(channel)
             self._channel = channel
         messages: list[Message] = []
         while len(messages) < CHUNK and (raw := channel.basic_get(QUEUE)) is not None:
             if self._acknowledge:
                 channel.basic_ack(raw.delivery_tag)
-            body = raw.body.encode() if isinstance(raw.body, str) else bytes(raw.body)
-            messages.append(Message(body, raw.content_type, REFUSED_COMPRESSION in (raw.headers or {})))
+            messages.append(Message(body_of(raw) or b"", text_of(raw.content_type), is_compressed(raw)))
         return messages
 
     def settle(self) -> None:

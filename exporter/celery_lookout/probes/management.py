@@ -105,7 +105,7 @@ class Management:
             raise ProbeFailed(self._message(f"the answer is larger than {_BODY_LIMIT} bytes"))
         try:
             return msgspec.json.decode(body, type=tuple[QueueRow, ...])
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise ProbeFailed(self._message("the answer is not RabbitMQ's list of queues")) from None
 
     def _get(self, target: str) -> tuple[int, bytes]:

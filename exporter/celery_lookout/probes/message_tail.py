@@ -23,7 +23,7 @@ PUBLISHED_HEADER = "celery-lookout-published"
 _PROPERTIES = re.compile(r'"properties":\s*(?=\{)')
 _STAMP = re.compile(rf'"{PUBLISHED_HEADER}":\s*([0-9]{{1,12}}(?:\.[0-9]{{1,9}})?)\s*[,}}]')
 #: Seconds that a publisher's clock may be ahead of ours before its stamp is taken for nonsense.
-_FUTURE_SECONDS = 86_400.0
+FUTURE_SECONDS = 86_400.0
 _TASK_ID_LIMIT = 255
 
 _decoder = json.JSONDecoder()
@@ -63,4 +63,4 @@ def _plausible(value: object, now: float) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     # Not a number and the infinities fail the comparison, too.
-    return float(value) if 0 < value <= now + _FUTURE_SECONDS else None
+    return float(value) if 0 < value <= now + FUTURE_SECONDS else None

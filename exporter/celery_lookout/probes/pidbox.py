@@ -21,9 +21,10 @@ import msgspec
 from kombu.entity import Exchange, Queue
 from kombu.messaging import Consumer, Producer
 
-from ..broker import Broker, refuse_compressed
+from ..broker import Broker
 from ..errors import ProbeFailed
 from .names import is_fit
+from .raw_messages import body_of, leave_messages_alone
 from .session import Session
 
 #: Largest answer of one worker, in bytes. ``active`` and ``query_task`` carry task arguments, which we skip unread.
@@ -126,7 +127,7 @@ class Pidbox:
     def _listen(self, channel: Any) -> None:
         if not self._session.connection.supports_exchange_type("fanout"):
             raise ProbeFailed(f"{self._broker.masked_url}: no remote control on this transport, not even for Celery")
-        refuse_compressed(channel)
+        leave_messages_alone(channel)
         if self._broker.kind == "amqp":
             # RabbitMQ locks the queue of a connection that was cut until it notices the cut itself.
             self._reply_queue = self._new_reply_queue()
@@ -173,12 +174,16 @@ class Pidbox:
             self._session.connection.drain_events(timeout=max(seconds, 0.001))
         except TimeoutError:
             return False
+        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+            # On Redis kombu reads the JSON around a message, and revives what is in it, before it asks us.
+            self.invalid_replies += 1
         return True
 
     def _on_reply(self, message: Any) -> None:
-        if message.headers.get("ticket") != self._ticket:
+        ticket = message.headers.get("ticket")
+        if isinstance(ticket, str) and ticket != self._ticket:
             return  # late, or not for us
-        reply = _checked(message)
+        reply = _checked(message) if ticket else None
         if reply is None:
             self.invalid_replies += 1
         else:
@@ -199,8 +204,8 @@ class Pidbox:
 
 def _checked(message: Any) -> dict[str, msgspec.Raw] | None:
     """Return the one worker's answer in *message*, None if it is not fit to be read."""
-    body = message.body.encode() if isinstance(message.body, str) else message.body
-    if message.content_type != "application/json" or not isinstance(body, bytes) or len(body) > _REPLY_LIMIT:
+    body = body_of(message)
+    if message.content_type != "application/json" or body is None or len(body) > _REPLY_LIMIT:
         return None
     try:
         reply = _decode(body) if not _NOT_JSON.search(body) else _decode_python(body)

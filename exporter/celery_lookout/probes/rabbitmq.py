@@ -16,6 +16,7 @@ from ..broker import Broker
 from ..errors import ProbeFailed
 from ..readings import BrokerReading, QueueHead, QueueReading
 from .management import Management, QueueRow
+from .message_tail import FUTURE_SECONDS
 from .names import DELAYED, is_task_queue
 from .session import Session
 
@@ -72,7 +73,7 @@ class RabbitProbe:
         for name in self._missing.keys() & (rows or {}):
             del self._missing[name]
         delayed = self._session.call(lambda _: self._delayed_by_declaring()) if rows is None else _delayed(rows)
-        queues = tuple(_reading(name, found, (rows or {}).get(name)) for name, found in declared.items())
+        queues = tuple(_reading(name, found, (rows or {}).get(name), read_at) for name, found in declared.items())
         return BrokerReading(read_at=read_at, queues=queues, delayed=delayed)
 
     def discover(self) -> frozenset[str]:
@@ -136,13 +137,13 @@ class RabbitProbe:
         return total
 
 
-def _reading(name: str, declared: Any, row: QueueRow | None) -> QueueReading:
+def _reading(name: str, declared: Any, row: QueueRow | None, now: float) -> QueueReading:
     return QueueReading(
         name=name,
         ready=declared.message_count,
         unacked=row.messages_unacknowledged if row else None,
         consumers=declared.consumer_count,
-        head=_head(row) if row and declared.message_count else None,
+        head=_head(row, now) if row and declared.message_count else None,
     )
 
 
@@ -151,7 +152,7 @@ def _delayed(rows: Mapping[str, QueueRow]) -> int | None:
     return sum(row.messages_ready or 0 for row in levels) if levels else None
 
 
-def _head(row: QueueRow) -> QueueHead | None:
+def _head(row: QueueRow, now: float) -> QueueHead | None:
     """
     Return the head of a queue with ready messages.
 
@@ -159,4 +160,6 @@ def _head(row: QueueRow) -> QueueHead | None:
     """
     if row.messages_unacknowledged != 0 or not isinstance(row.head_message_timestamp, int):
         return None
-    return QueueHead(published_at=float(row.head_message_timestamp)) if row.head_message_timestamp > 0 else None
+    published_at = row.head_message_timestamp
+    # Publishers write what they like: milliseconds, say.
+    return QueueHead(published_at=float(published_at)) if 0 < published_at <= now + FUTURE_SECONDS else None
