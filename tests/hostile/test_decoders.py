@@ -89,7 +89,7 @@ def test_good_events_survive_those_that_travel_with_them(seed: int) -> None:
     text = json.dumps(batch)
     events = intake.decoder.body(text.encode(), NOW)
     if _is_no_json(text):
-        assert sum(intake.refused.values()) > 0
+        assert events or sum(intake.refused.values()) > 0
     else:
         assert len(events) + sum(intake.refused.values()) == len(batch)
         assert {event["hostname"] for event in good} <= {event.hostname for event in events}

@@ -65,9 +65,9 @@ class ExporterMetrics:
         )
         self._label_values_dropped = counter(
             "celery_exporter_label_values_dropped_total",
-            "Times that a label did not show a value by its name. denied: kept out by the lists, or not to be shown in a"
-            " label at all; limit: the label was"
-            " full. A worker is left out then; any other value counts as _other.",
+            "Times that a label did not show a value by its name. denied: kept out by the lists, or a worker's with"
+            " characters that cannot be shown; limit: the label was full. A worker is left out then; any other value"
+            " counts as _other.",
             ("label", "reason"),
         )
         self.collector_success = gauge(
