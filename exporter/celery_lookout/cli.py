@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from . import __version__, logs
 from .errors import LookoutError
 from .settings import OPTIONS, Option, Settings, read_file
+
+#: Options that may hold a secret, and what shows that they do.
+_SECRETS: Final = {
+    "broker": re.compile(r"://.*@|(?i:password|secret|token)="),
+    "broker.transport-options": re.compile(r"(?i:password|secret|token)"),
+    "broker.use-ssl": re.compile(r"(?i:password)"),
+    "rabbitmq.management-url": re.compile(r"://.*@"),
+    "sentry.dsn": re.compile("."),
+    "otlp.header": re.compile("."),
+}
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -68,6 +83,22 @@ def _list_thresholds(context: click.Context, _parameter: click.Parameter, wanted
         context.exit()
 
 
+def _exposed(context: click.Context) -> str | None:
+    """Say which secrets stand on the command line, where everybody on the machine can read them; None if none does."""
+    options = {option.name: option.key for option in OPTIONS}
+    found = [
+        f"--{name}"
+        for name, secret in _SECRETS.items()
+        if context.get_parameter_source(options[name]) is ParameterSource.COMMANDLINE
+        and secret.search(str(context.params[options[name]] or ""))
+    ]
+    return f"secrets on the command line, for everybody on this machine to read: {', '.join(found)}" if found else None
+
+
+#: What to do about it.
+_HIDE: Final = "give them by the environment, --config, --broker.file or --sentry.dsn-file"
+
+
 def _leave(code: int) -> None:
     """Exit at once: a poll may still wait for a hung broker in its thread, and holds nothing worth waiting for."""
     sys.stdout.flush()
@@ -77,10 +108,13 @@ def _leave(code: int) -> None:
 
 @command.command()
 @_with_options
-def serve(**given: Any) -> None:
+@click.pass_context
+def serve(context: click.Context, **given: Any) -> None:
     """Watch brokers and serve their metrics."""
     settings = Settings.read(given)
     logs.set_up(given["log_level"], given["log_format"])
+    if (exposed := _exposed(context)) is not None:
+        log.warning(exposed, extra={"mend": _HIDE})
     from .app import serve as run
 
     asyncio.run(run(settings))
@@ -90,11 +124,16 @@ def serve(**given: Any) -> None:
 @command.command()
 @click.option("--seconds", type=float, default=12.0, show_default=True, help="How long to watch.")
 @_with_options
-def doctor(seconds: float, **given: Any) -> None:
+@click.pass_context
+def doctor(context: click.Context, seconds: float, **given: Any) -> None:
     """Say what is wrong with a set-up and how to mend it. Exit code 0 is fine, 1 a warning, 2 an error."""
     from .doctor import examine
 
-    _leave(examine(Settings.read(given), seconds, click.echo))
+    code = examine(Settings.read(given), seconds, click.echo)
+    if (exposed := _exposed(context)) is not None:
+        click.echo(f"command line:\n  warning {exposed}\n          -> {_HIDE}")
+        code = max(code, 1)
+    _leave(code)
 
 
 @command.command()
