@@ -54,9 +54,19 @@ def test_tasks_are_not_lost_when_the_worker_comes_back(watched: Watched) -> None
     assert watched.series()[of("running")] == 1
 
 
-def test_tasks_are_lost_when_a_new_process_answers_to_the_name(watched: Watched) -> None:
-    for second in range(2, 80, 2):
-        watched.hear(online(second, pid=2) if second == 10 else heartbeat(second, pid=2 if second > 10 else 1))
+def test_tasks_are_not_lost_when_the_worker_lost_and_found_the_broker(watched: Watched) -> None:
+    """Celery says ``worker-online`` then, and the same process goes on with what it runs."""
+    watched.hear(heartbeat(2, processed=1), online(10, processed=1))
+    watched.hear_each(heartbeat(second, processed=1) for second in range(12, 120, 2))
+    assert LOST not in watched.changes()
+    assert watched.series()[of("running")] == 1
+
+
+@pytest.mark.parametrize("pid", [1, 2], ids=["with the same number, as in containers", "with another"])
+def test_tasks_are_lost_when_a_new_process_answers_to_the_name(watched: Watched, pid: int) -> None:
+    watched.hear_each(heartbeat(second, processed=1) for second in range(2, 10, 2))
+    watched.hear(online(10, pid=pid))
+    watched.hear_each(heartbeat(second, pid=pid) for second in range(12, 80, 2))
     assert watched.changes()[LOST] == 1
     assert watched.series()[of("running")] == 0
 

@@ -295,6 +295,17 @@ def test_a_new_process_without_a_gap_has_lost_nothing(watched: Watched) -> None:
     assert watched.series()[LOST] == 0
 
 
+def test_a_worker_that_found_the_broker_again_has_lost_what_was_missed_only(watched: Watched) -> None:
+    """Celery says ``worker-online`` then, in the middle of the process's life."""
+    run_tasks(watched, 20)
+    beat_on(watched, 6, processed=20)
+    watched.cluster.broker_lost(watched.now)
+    watched.cluster.broker_found(watched.now, gap=True)
+    watched.hear(online(watched.seconds, processed=23))
+    beat_on(watched, 10, processed=23)
+    assert watched.series()[LOST] == 3
+
+
 def test_a_worker_first_heard_in_the_middle_of_its_life_has_lost_nothing(watched: Watched) -> None:
     beat_on(watched, 10, processed=100_000)
     assert watched.series()[LOST] == 0

@@ -108,6 +108,17 @@ class Worker:
         """How many tasks it runs, as snapshots or else events tell."""
         return sum(told.number for told in self.told_running) if self.coverage.is_open else len(self.running)
 
+    def is_replaced_by(self, event: Event) -> bool:
+        """
+        Say whether a heartbeat is of another process than those before.
+
+        Celery also says ``worker-online`` when its connection to the broker broke and came back: it goes on counting
+        then, and lets go only of what it had not started.
+        """
+        if event.pid is not None and self.pid not in (None, event.pid):
+            return True
+        return event.type == "worker-online" and not 0 < self.processed <= (event.processed or 0)
+
     def is_alive(self, now: float) -> bool:
         """Say whether its heartbeats are fresh or, if it sends none, its last answer."""
         return self.alive_until > now and not self.graceful
@@ -195,7 +206,9 @@ class Workers:
         Not *live* are events that waited for us in a queue: then the worker's own clock tells how old they are. A reply
         to a broadcast heartbeat has no ``active``, ``processed`` and ``loadavg``: it says nothing about them.
         """
-        if event.type == "worker-online" or (event.pid is not None and worker.pid not in (None, event.pid)):
+        if event.type == "worker-online":
+            worker.reserved.clear()
+        if worker.is_replaced_by(event):
             self._booted(worker)
         worker.pid = event.pid if event.pid is not None else worker.pid
         if event.freq is not None and 0 < event.freq < KEEP_SECONDS and event.processed is not None:
