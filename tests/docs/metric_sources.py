@@ -163,9 +163,9 @@ SOURCES: Final = {
     "celery_exporter_events_total": Source("the event connection"),
     "celery_exporter_events_invalid_total": Source("the decoder"),
     "celery_exporter_events_lost_total": Source(
-        "`processed` of heartbeats held against starts heard, before and after a broken connection. 0 on RabbitMQ, "
-        "where events wait. For workers with snapshots: starts that neither of the two told, when snapshots came again "
-        "after events had taken their place"
+        "`processed` of heartbeats held against starts heard, before and after a broken connection. On RabbitMQ, where "
+        "events wait, only what it dropped. For workers with snapshots: starts that neither of the two told, when "
+        "snapshots came again after events had taken their place"
     ),
     "celery_exporter_snapshots_total": Source("snapshots, those refused left out"),
     "celery_exporter_snapshots_missed_total": Source(

@@ -52,7 +52,6 @@ class AmqpEvents:
     """A consumer of the events of one RabbitMQ virtual host."""
 
     answers_beats = True
-    loses_when_away = False
 
     def __init__(self, broker: Broker, decoder: EventDecoder, *, replica: str = "") -> None:
         """Each *replica* has a queue of its own: two on one queue would tear the events of a task apart."""

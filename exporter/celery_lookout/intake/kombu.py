@@ -40,7 +40,6 @@ class KombuEvents:
     """A consumer of the events of one broker, through kombu's own interface."""
 
     answers_beats = False
-    loses_when_away = True
     live = True
 
     def __init__(self, broker: Broker, decoder: EventDecoder) -> None:

@@ -91,7 +91,7 @@ class Listener:
                 try:
                     await self._loop.run_in_executor(self._executor, self._source.open)
                     attempts = 0
-                    self._found(gap=connected_before and self._source.loses_when_away, again=connected_before)
+                    self._found(again=connected_before)
                     connected_before = True
                     if self._before_reading is not None:
                         before_reading, self._before_reading = self._before_reading, None
@@ -208,12 +208,13 @@ class Listener:
             log.warning("broker is silent", extra={"broker": self._name, "seconds": round(silence, 1)})
             self._cluster.broker_lost(self._clock())
 
-    def _found(self, *, gap: bool, again: bool) -> None:
+    def _found(self, *, again: bool) -> None:
         assert self._loop is not None  # noqa: S101  # set by run()
         self._heard_at = self._loop.time()
         self._silent = False
         self.problem = None
-        self._cluster.broker_found(self._clock(), gap=gap)
+        # Also where events wait for us: the queue may have been full, or lost with the broker.
+        self._cluster.broker_found(self._clock(), gap=again)
         if again:
             self._cluster.exporter.reconnects.inc()
         self.reached.set()

@@ -34,7 +34,6 @@ class RedisEvents:
     """A subscription to the event channels of one Redis database."""
 
     answers_beats = True
-    loses_when_away = True
     live = True
 
     def __init__(self, broker: Broker, decoder: EventDecoder) -> None:

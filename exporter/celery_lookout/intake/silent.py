@@ -28,7 +28,6 @@ class SilentEvents:
     """
 
     answers_beats = False
-    loses_when_away = False
     live = True
 
     def __init__(self, look: Callable[[], object], *, seconds: float = LOOK_SECONDS) -> None:

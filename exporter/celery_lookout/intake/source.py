@@ -15,9 +15,6 @@ class EventSource(Protocol):
     BrokerUnavailable when the connection is gone.
     """
 
-    #: Whether what happened while nobody listened is lost (pub/sub) or waits for us (a queue).
-    loses_when_away: bool
-
     #: Whether the broker says something every few seconds, so that its silence means that it is gone.
     answers_beats: bool
 

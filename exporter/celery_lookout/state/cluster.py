@@ -218,7 +218,7 @@ class Cluster:
         self.workers.broker_lost(now)
 
     def broker_found(self, now: float, *, gap: bool) -> None:
-        """The event connection works; with a *gap*, events published meanwhile are gone."""
+        """The event connection works; with a *gap*, events published meanwhile may be gone."""
         self.exporter.broker_up.set(1)
         self.workers.broker_found(now, gap=gap)
 

@@ -185,7 +185,7 @@ class Workers:
             self._deaf_since = now
 
     def broker_found(self, now: float, *, gap: bool) -> None:
-        """Workers can be heard again; with a *gap*, what they said meanwhile is gone."""
+        """Workers can be heard again; with a *gap*, what they said meanwhile may be gone."""
         if self._deaf_since is not None:
             for worker in self._workers.values():
                 if worker.alive_until > self._deaf_since:
