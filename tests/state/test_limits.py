@@ -296,7 +296,11 @@ def test_who_is_gone_and_held_a_task_is_not_forgotten_for_another() -> None:
     watched.hear(heartbeat(0), sent(0), received(0), started(0))
     watched.wait(30)
     watched.hear(heartbeat(30, worker="new@h"))
+    assert {worker.name for worker in watched.cluster.workers} == {"w@h"}
+    assert watched.series()[of("running")] == 1
     watched.wait(60)
+    watched.hear(heartbeat(90, worker="new@h"))
+    assert {worker.name for worker in watched.cluster.workers} == {"new@h"}
     assert watched.series()[of("lost_total")] == 1
 
 

@@ -194,11 +194,13 @@ def test_counters_of_a_shared_name_neither_fall_nor_jump_when_workers_come_and_g
     assert watched.series()[counted] == 11
     watched.hear(online(6, worker="web-b@h", pid=2, processed=0), heartbeat(8, worker="web-b@h", pid=2, processed=3))
     assert watched.series()[counted] == 14
+    watched.hear(heartbeat(9, worker="web-b@h", pid=3, processed=2))  # its first words were lost
+    assert watched.series()[counted] == 16
     watched.hear_each(
-        heartbeat(second, worker="web-b@h", pid=2, processed=3) for second in range(10, int(KEEP_SECONDS) + 20, 2)
+        heartbeat(second, worker="web-b@h", pid=3, processed=2) for second in range(10, int(KEEP_SECONDS) + 20, 2)
     )
     assert {worker.name for worker in watched.cluster.workers} == {"web-a@h", "web-b@h"}
-    assert watched.series()[counted] == 14  # and forgot the first of them
+    assert watched.series()[counted] == 16  # and forgot the first of them
     assert {worker.name for worker in watched.cluster.workers} == {"web-b@h"}
 
 
