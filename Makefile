@@ -11,7 +11,7 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := pyproject.toml signals/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format check docs bench soak pictures requirements image-test clean .venv
+.PHONY: help demo test lint format check docs audit bench soak pictures requirements image-test clean .venv
 
 help:  ## say what there is
 	@grep -hE '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /make \1\t/' | expand -t 20
@@ -44,6 +44,10 @@ docs: .venv  ## write what comes from the code: metrics, configuration, dashboar
 pictures: .venv  ## photograph the dashboards of a demo; needs npm, chromium, pngquant, prometheus and half an hour
 	$(BIN)/python -m dashboards.pictures.take $(ARGS)
 
+# What cannot be asked about is said to be not checked: the database of advisories is on the network.
+audit: .venv-audit/.made  ## look up known vulnerabilities of what the image installs; needs the network
+	.venv-audit/bin/python deploy/audit.py requirements/runtime.txt
+
 bench: .venv  ## what the sidecar and others cost, on this machine: make bench ARGS=compare
 	$(BIN)/python tests/system_packages.py
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -67,6 +71,11 @@ soak: .venv  ## twenty minutes of mixed load and random faults, all totals compa
 	.venv-demo/bin/python $(PIP) --no-deps --no-build-isolation -e . -e ./signals
 	@touch $@
 
+.venv-audit/.made: requirements/audit.txt
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python $(PIP) --require-hashes -r requirements/audit.txt
+	@touch $@
+
 # Hashes without addresses: the files hold for any mirror. Needs uv.
 COMPILE := UV_PYTHON_DOWNLOADS=never uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make requirements"
@@ -82,8 +91,9 @@ requirements:  ## resolve the pinned requirements anew
 	$(COMPILE) requirements/celery-5.3.in -o requirements/celery-5.3.txt
 	$(COMPILE) requirements/celery-5.5.in -o requirements/celery-5.5.txt
 	$(COMPILE) requirements/bugsink.in -o requirements/bugsink.txt
+	$(COMPILE) requirements/audit.in -o requirements/audit.txt
 	$(COMPILE) requirements/peers.in -o requirements/peers.txt
 
 clean:  ## remove what make and the tools made
-	rm -rf .venv .venv-demo .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist signals/dist uv.lock
+	rm -rf .venv .venv-demo .venv-audit .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist signals/dist uv.lock
 	find exporter signals tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -109,7 +109,7 @@ def _leave(code: int) -> None:
 @command.command()
 @_with_options
 @click.pass_context
-def serve(context: click.Context, **given: Any) -> None:
+def serve(context: click.Context, /, **given: Any) -> None:
     """Watch brokers and serve their metrics."""
     settings = Settings.read(given)
     logs.set_up(given["log_level"], given["log_format"])
@@ -125,7 +125,7 @@ def serve(context: click.Context, **given: Any) -> None:
 @click.option("--seconds", type=float, default=12.0, show_default=True, help="How long to watch.")
 @_with_options
 @click.pass_context
-def doctor(context: click.Context, seconds: float, **given: Any) -> None:
+def doctor(context: click.Context, /, seconds: float, **given: Any) -> None:
     """Say what is wrong with a set-up and how to mend it. Exit code 0 is fine, 1 a warning, 2 an error."""
     from .doctor import examine
 
