@@ -360,6 +360,7 @@ ROW = {
     | st.integers(0, 2**32).map(lambda seed: as_bytes(damaged([ROW, ROW], random.Random(seed)), random.Random(seed)))
 )
 @example(b"[" * 100_000)
+@example(json.dumps([ROW | {"head_message_timestamp": int(NOW * 1000)}]).encode())
 @example(b"\xff")
 def test_any_answer_of_the_management_api_is_read_or_told(body: bytes) -> None:
     management = Management("localhost", 15672, "/", "Basic x")
