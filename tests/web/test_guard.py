@@ -8,6 +8,7 @@ import os
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -265,6 +266,44 @@ async def test_a_broken_file_changes_nothing_and_is_said_once(
         replace(path, USERS.replace("ann", "bob"))
         await eventually(lambda: here.value(RELOAD) == 1)
         assert (await here.get(user="bob:geheim")).status == 200
+
+
+async def test_a_file_that_comes_late_is_taken_in(folder: Path, authority: Authority) -> None:
+    path = write(folder, TLS)
+    async with serving(path, authority.client_context()) as here:
+        replace(path, TLS.replace("server.", "late.") + USERS)
+        await eventually(lambda: here.value(RELOAD) == 0)
+        for kind in ("pem", "key"):
+            replace(folder / f"late.{kind}", (folder / f"server.{kind}").read_bytes())
+        await eventually(lambda: here.value(RELOAD) == 1)
+        assert (await here.get(user="ann:geheim")).status == 200
+
+
+async def test_a_file_that_is_moved_away_and_back_is_whole_again(folder: Path) -> None:
+    # Nothing about it has changed, so that only the error tells that there is something to look at.
+    path = write(folder, USERS)
+    async with serving(path) as here:
+        path.rename(folder / "away")
+        await eventually(lambda: here.value(RELOAD) == 0)
+        (folder / "away").rename(path)
+        await eventually(lambda: here.value(RELOAD) == 1)
+
+
+async def test_a_disk_that_hangs_holds_up_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looking, go_on = threading.Event(), threading.Event()
+    in_time: list[bool] = []
+
+    def hang(_file: object) -> None:
+        looking.set()
+        in_time.append(go_on.wait(10))
+
+    monkeypatch.setattr(reload.WebConfigFile, "_look", hang)
+    async with serving(write(folder, USERS)) as here:
+        assert await asyncio.to_thread(looking.wait, 30)
+        assert (await here.get(user="ann:geheim")).status == 200
+        go_on.set()
+        await eventually(lambda: in_time)
+        assert in_time[0]
 
 
 async def test_tls_is_not_switched_off(folder: Path, authority: Authority, logged: pytest.LogCaptureFixture) -> None:

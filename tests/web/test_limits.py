@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import resource
 import socket
 from collections.abc import AsyncIterator
@@ -69,6 +70,28 @@ async def test_idle_connections_make_room_for_a_scrape(here: Serving, monkeypatc
                 with contextlib.suppress(ConnectionError):
                     assert await reader.read() == b""
         assert len(here.server.listener._open) == 20
+
+
+async def test_without_file_descriptors_left_the_oldest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_PAUSE_SECONDS", 0.01)
+    async with serving() as here:
+        reader, writer = await here.connect()
+        with closing(writer):
+            assert (await here.get("/-/healthy")).status == 200
+            accept = asyncio.get_running_loop().sock_accept
+            failed: list[socket.socket] = []
+
+            async def accept_later(listening: socket.socket) -> object:
+                if not failed:
+                    failed.append(listening)
+                    raise OSError(errno.EMFILE, "Too many open files")
+                return await accept(listening)
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "sock_accept", accept_later)
+            assert (await here.get("/-/healthy")).status == 200  # what waits already comes before the failure
+            assert (await here.get("/-/healthy")).status == 200
+            assert await asyncio.wait_for(reader.read(), 30) == b""
+            assert here.refused("connections") == 1
 
 
 async def test_a_connection_in_use_stays_when_others_make_room(here: Serving, monkeypatch: pytest.MonkeyPatch) -> None:

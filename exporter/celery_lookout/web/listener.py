@@ -88,7 +88,10 @@ class Listener:
         while True:
             try:
                 connection, _ = await loop.sock_accept(listening)
+            except ConnectionAbortedError:
+                continue  # gone before it was accepted
             except OSError:
+                self._close_oldest()
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
             self._make_room()
@@ -118,11 +121,16 @@ class Listener:
             if connection.fileno() < 0:
                 del self._open[descriptor]
         while len(self._open) >= MOST_CONNECTIONS:
-            _, connection = self._open.popitem(last=False)
-            self._metrics.refuse("connections")
-            # Whoever reads or writes on it finds it closed, in the middle of a handshake too.
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        if not self._open:
+            return
+        _, connection = self._open.popitem(last=False)
+        self._metrics.refuse("connections")
+        # Whoever reads or writes on it finds it closed, in the middle of a handshake too.
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _listen(family: int, where: Any) -> socket.socket:
