@@ -104,6 +104,10 @@ class Listener:
 
     async def _serve(self, connection: socket.socket) -> None:
         context = self._context()
+        # asyncio's TLS takes 256 KiB of buffer for each connection: not for one that says nothing.
+        if context is not None and not await self._speaks(connection):
+            connection.close()
+            return
         seconds = {} if context is None else {
             "ssl_handshake_timeout": HANDSHAKE_SECONDS, "ssl_shutdown_timeout": GOODBYE_SECONDS,
         }  # fmt: skip
@@ -113,6 +117,22 @@ class Listener:
             self._metrics.refuse("handshake")
         except OSError:
             pass  # went away, as a probe that only connects does
+
+    async def _speaks(self, connection: socket.socket) -> bool:
+        """Wait for the first byte, and say whether it came before the end or the limit in time."""
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        loop.add_reader(connection, ready.set)
+        try:
+            await asyncio.wait_for(ready.wait(), HANDSHAKE_SECONDS)
+            return bool(connection.recv(1, socket.MSG_PEEK))
+        except TimeoutError:
+            self._metrics.refuse("handshake")
+        except OSError:
+            pass
+        finally:
+            loop.remove_reader(connection)
+        return False
 
     def _make_room(self) -> None:
         if len(self._open) < MOST_CONNECTIONS:
