@@ -1,5 +1,5 @@
 """
-What is polled: the broker's queues, the workers, and the snapshots that wait on the broker.
+What is polled: the broker's queues, the workers, the snapshots that wait on the broker, and whether it takes messages.
 
 Each collector joins a probe, which asks, to the cluster, which says what to ask and takes the answer.
 """
@@ -16,6 +16,7 @@ from .errors import ProbeFailed
 from .intake.snapshot_source import Message, SnapshotSource
 from .intake.snapshots import SnapshotDecoder
 from .probes.control import ControlProbe
+from .probes.publishing import PublishingProbe
 from .readings import ActiveTask, BrokerReading, WorkerReading
 from .snapshots import AnySnapshot
 from .state.cluster import Cluster
@@ -280,3 +281,36 @@ class SnapshotsCollector:
     def close(self) -> None:
         """Close the connection."""
         self._source.close()
+
+
+class PublishingCollector:
+    """Whether the broker takes messages: while it does not, the silence of workers says nothing about them."""
+
+    name = "publishing"
+    interval_seconds = 1.0
+
+    def __init__(self, probe: PublishingProbe, cluster: Cluster, *, clock: Callable[[], float]) -> None:
+        self._probe = probe
+        self._cluster = cluster
+        self._clock = clock
+
+    def question(self) -> bool:
+        """There is always something to ask."""
+        return True
+
+    def ask(self, question: bool) -> bool:  # noqa: ARG002  # there is but one
+        """Ask whether publishers are made to wait."""
+        return self._probe.is_blocked()
+
+    def take(self, answer: bool) -> None:
+        """Bring it into the state. Raises ProbeFailed while they are."""
+        self._cluster.publishing(self._clock(), works=not answer)
+        if answer:
+            raise ProbeFailed(
+                "RabbitMQ takes no messages, neither events nor tasks, since it is short of memory or disk:"
+                " see rabbitmqctl status"
+            )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._probe.close()

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from .broker import Broker
-from .collectors import QueueProbe, QueuesCollector, SnapshotsCollector, WorkersCollector
+from .collectors import PublishingCollector, QueueProbe, QueuesCollector, SnapshotsCollector, WorkersCollector
 from .events import Event
 from .findings import findings
 from .intake.decode import REASONS, EventDecoder
@@ -24,6 +24,7 @@ from .metrics.registry import Registry, Scope
 from .metrics.spans import SpanMetrics
 from .poller import Collector, Poller
 from .probes.control import ControlProbe
+from .probes.publishing import PublishingProbe
 from .sentry.episodes import Episodes
 from .sentry.forwarder import BrokerForwarder, Forwarder
 from .settings import Settings
@@ -32,9 +33,9 @@ from .traces.collector import Sender, SpansCollector
 from .traces.options import OtlpOptions
 from .traces.table import SpanTable
 
-#: Threads per broker: connecting, reading queues, asking workers, reading snapshots and sending spans may all hang at
-#: once.
-THREADS_PER_BROKER: Final = 5
+#: Threads per broker: connecting, reading queues, asking workers, reading snapshots, listening whether the broker takes
+#: messages and sending spans may all hang at once.
+THREADS_PER_BROKER: Final = 6
 
 #: Seconds between two polls of the snapshots. On Amazon SQS each is a request that costs money.
 SNAPSHOTS_SECONDS: Final = 1.0
@@ -130,6 +131,8 @@ class Monitor:
                 clock=clock,
             )
             self.pollers.append(poller(workers))
+        if broker.kind == "amqp":
+            self.pollers.append(poller(PublishingCollector(PublishingProbe(broker), cluster, clock=clock)))
         if self._sending is not None:
             sending = poller(self._sending)
             self._sending.hurry = sending.hurry

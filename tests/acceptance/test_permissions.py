@@ -60,10 +60,10 @@ def run_tasks(url: str, client: Client) -> None:
         client.send("sleep", 30.0)
 
 
-def all_is_seen(metrics: Metrics) -> bool:
+def all_is_seen(metrics: Metrics, *more_collectors: str) -> bool:
     return (
         metrics.by("celery_exporter_collector_success", "collector")
-        == {("queues",): 1, ("workers",): 1, ("snapshots",): 1}
+        == {(name,): 1 for name in ("queues", "workers", "snapshots", *more_collectors)}
         and (metrics.get("celery_exporter_snapshots_total") or 0) > 0
         and metrics.get("celery_task_succeeded_total", queue="celery") == 5
         and (metrics.get("celery_queue_length", queue="celery") or 0) > 0
@@ -157,7 +157,7 @@ def test_the_rabbitmq_user_is_enough(
     sidecar = start_sidecar(url, "--control.interval", "2", "--rabbitmq.management-url", own_rabbit.management_url)
     start_worker(own_rabbit.url(), signals={"interval": 1.0})
     run_tasks(own_rabbit.url(), make_client(own_rabbit.url()))
-    wait_until(lambda: all_is_seen(sidecar.metrics()), 30, "something is not seen")
+    wait_until(lambda: all_is_seen(sidecar.metrics(), "publishing"), 30, "something is not seen")
     wait_until(lambda: (sidecar.value("celery_queue_unacked", queue="celery") or 0) > 0, 15)
     assert "refused" not in sidecar.log.read_text().lower()
 

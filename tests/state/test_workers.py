@@ -68,10 +68,122 @@ def test_nobody_counts_as_gone_while_the_broker_is_away(watched: Watched) -> Non
     watched.wait_until(600)
     assert watched.series()[UP] == 1
     watched.cluster.broker_found(watched.now, gap=True)
-    watched.wait_until(606)
+    watched.wait_until(636)  # Celery may wait for half a minute before it tries again
     assert watched.series()[UP] == 1
-    watched.wait_until(608)
+    watched.wait_until(638)
     assert watched.series()[UP] == 0
+
+
+def test_nobody_counts_as_gone_while_the_broker_takes_no_messages(watched: Watched) -> None:
+    """The connection may break and be made again meanwhile: the longer of the two silences counts."""
+    watched.hear(heartbeat(0))
+    watched.wait_until(2)
+    watched.cluster.publishing(watched.now, works=False)
+    watched.wait_until(10)
+    watched.cluster.broker_lost(watched.now)
+    watched.wait_until(20)
+    watched.cluster.broker_found(watched.now, gap=True)
+    watched.wait_until(600)
+    assert watched.series()[UP] == 1
+    assert watched.series()["celery_exporter_broker_up"] == 1
+    watched.cluster.publishing(watched.now, works=True)
+    watched.wait_until(636)
+    assert watched.series()[UP] == 1
+    watched.wait_until(638)
+    assert watched.series()[UP] == 0
+
+
+def test_after_a_short_outage_nobody_is_waited_for_much_longer(watched: Watched) -> None:
+    watched.hear(heartbeat(0))
+    watched.wait_until(2)
+    watched.cluster.broker_lost(watched.now)
+    watched.wait_until(5)
+    watched.cluster.broker_found(watched.now, gap=True)
+    watched.wait_until(14)
+    assert watched.series()[UP] == 1
+    watched.wait_until(16)
+    assert watched.series()[UP] == 0
+
+
+def test_a_goodbye_to_a_broker_that_was_away_is_not_believed_at_once(watched: Watched) -> None:
+    """It arrives with the new connection, and seconds before ``worker-online``."""
+    watched.hear(heartbeat(0))
+    watched.cluster.broker_lost(watched.now)
+    watched.wait_until(5)
+    watched.cluster.broker_found(watched.now, gap=True)
+    watched.hear(offline(1), at=6)
+    watched.wait_until(9)
+    assert watched.series()[UP] == 1
+    watched.hear(online(9, processed=1))
+    watched.wait_until(17)
+    assert (watched.series()[UP], watched.series()[of_worker("shutdown_graceful")]) == (1, 0)
+    watched.hear(offline(17))
+    watched.wait_until(28)
+    assert (watched.series()[UP], watched.series()[of_worker("shutdown_graceful")]) == (0, 1)
+    watched.hear(online(100, pid=2), offline(101, pid=2))
+    assert (watched.series()[UP], watched.series()[of_worker("shutdown_graceful")]) == (0, 1)
+
+
+def test_tasks_are_not_lost_because_the_broker_is_away(watched: Watched) -> None:
+    """A worker that was silent for a moment came back before the broker went: what it runs, it runs still."""
+    watched.hear(heartbeat(0), sent(0), received(0.1), started(0.2))
+    watched.wait_until(20)
+    watched.hear(heartbeat(20, active=1, processed=1))
+    watched.cluster.broker_lost(watched.now)
+    watched.wait_until(200)
+    watched.cluster.broker_found(watched.now, gap=True)
+    watched.wait_until(202)
+    watched.hear(heartbeat(202, active=1, processed=1))
+    watched.wait_until(204)
+    assert watched.series().get(of_task("lost_total")) == 0
+
+
+def test_a_worker_that_vanished_has_its_time_to_come_back_without_the_outage(watched: Watched) -> None:
+    watched.hear(heartbeat(0), sent(0), received(0.1), started(0.2))
+    watched.wait_until(20)
+    watched.cluster.broker_lost(watched.now)
+    watched.wait_until(500)
+    watched.cluster.broker_found(watched.now, gap=True)
+    watched.wait_until(503)
+    assert watched.series().get(of_task("lost_total")) == 0
+    watched.hear_each(heartbeat(second, active=1, processed=1) for second in range(504, 600, 2))
+    assert watched.series().get(of_task("lost_total")) == 0
+
+
+def test_a_worker_that_found_its_broker_again_is_the_same_process(watched: Watched) -> None:
+    """It says ``worker-online`` once more: what it runs is not lost, and what it did before not missed."""
+    run_tasks(watched, 5)
+    watched.hear(sent(0, uuid="long"), received(0, uuid="long"), started(0, uuid="long"))
+    beat_on(watched, 6, active=1, processed=6)
+    boots = watched.cluster.living_workers()
+    watched.cluster.broker_lost(watched.now)
+    watched.wait(5)
+    watched.cluster.broker_found(watched.now, gap=True)
+    watched.hear(online(watched.seconds, active=1, processed=8))
+    beat_on(watched, 90, active=1, processed=8)
+    shown = watched.series()
+    assert shown[LOST] == 2
+    assert shown[of_task("lost_total")] == 0
+    assert shown[of_task("running")] == 1
+    assert watched.cluster.living_workers() != boots, "it is to be asked what it holds now"
+
+
+def test_a_worker_that_lost_its_broker_alone_is_measured(watched: Watched) -> None:
+    """Our own connection stayed: what the worker did without one may never have been published."""
+    beat_on(watched, 6)
+    run_tasks(watched, 5)
+    beat_on(watched, 6, processed=5)
+    watched.hear(online(watched.seconds, processed=9))
+    beat_on(watched, 10, processed=9)
+    assert watched.series()[LOST] == 4
+
+
+def test_a_new_process_with_the_number_of_the_old_loses_what_that_ran(watched: Watched) -> None:
+    watched.hear(heartbeat(0), sent(0), received(0.1), started(0.2), heartbeat(2, active=1, processed=1))
+    watched.hear(online(5, processed=0))
+    beat_on(watched, 90, processed=0)
+    assert watched.series()[of_task("lost_total")] == 1
+    assert watched.series()[LOST] == 0
 
 
 def test_who_was_gone_before_the_broker_stays_gone(watched: Watched) -> None:
@@ -276,6 +388,19 @@ def test_a_second_gap_is_measured_by_itself(watched: Watched) -> None:
         processed += lost
         beat_on(watched, 6, processed=processed)
     assert watched.series()[LOST] == 8
+
+
+def test_a_gap_right_after_a_gap_belongs_to_it(watched: Watched) -> None:
+    """A connection that is cut again and again is measured from before the first cut."""
+    beat_on(watched, 6)
+    run_tasks(watched, 5)
+    beat_on(watched, 6, processed=5)
+    for processed in (8, 12):
+        watched.cluster.broker_lost(watched.now)
+        watched.cluster.broker_found(watched.now, gap=True)
+        watched.hear(heartbeat(watched.seconds, processed=processed))
+    beat_on(watched, 6, processed=12)
+    assert watched.series()[LOST] == 7
 
 
 def test_a_new_process_in_the_gap_begins_to_count_at_zero(watched: Watched) -> None:

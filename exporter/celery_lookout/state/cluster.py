@@ -198,9 +198,10 @@ class Cluster:
         for worker in self.workers.just_gone(now):
             if not worker.graceful:
                 self._suspect_loss(worker, now, worker.told_running if worker.coverage.is_open else [])
-        while self._vanished and self._vanished[0].due <= now:
+        clock = self.workers.clock(now)
+        while self._vanished and self._vanished[0].due <= clock:
             gone = self._vanished.popleft()
-            if gone.worker.boots != gone.boots or not gone.worker.is_alive(now):
+            if gone.worker.boots != gone.boots or not gone.worker.is_alive(clock):
                 self.tasks.count_lost(gone.worker, gone.at, gone.told)
 
     def refresh(self, now: float) -> None:
@@ -215,12 +216,27 @@ class Cluster:
     def broker_lost(self, now: float) -> None:
         """The event connection went silent or broke."""
         self.exporter.broker_up.set(0)
-        self.workers.broker_lost(now)
+        self.workers.silenced("connection", now)
 
     def broker_found(self, now: float, *, gap: bool) -> None:
         """The event connection works; with a *gap*, events published meanwhile may be gone."""
         self.exporter.broker_up.set(1)
-        self.workers.broker_found(now, gap=gap)
+        self._audible("connection", now)
+        if gap:
+            self.workers.measure_gap()
+
+    def publishing(self, now: float, *, works: bool) -> None:
+        """The broker takes messages, or makes all publishers wait, workers among them."""
+        if works:
+            self._audible("publishing", now)
+        else:
+            self.workers.silenced("publishing", now)
+
+    def _audible(self, cause: str, now: float) -> None:
+        silent_seconds = self.workers.audible(cause, now)
+        if silent_seconds:
+            # Who vanished before that could not come back in it.
+            self._vanished = deque(gone._replace(due=gone.due + silent_seconds) for gone in self._vanished)
 
     def refused(self, reason: str, count: int = 1) -> None:
         """Count input that could not be used."""
@@ -285,14 +301,14 @@ class Cluster:
 
     def living_workers(self) -> dict[str, int]:
         """
-        Return the names of workers that are alive, each with the number of its boots seen.
+        Return the names of workers that are alive, each with how often it came online.
 
         Without those of which it will be known in a moment whether they send snapshots: it matters for what they are
         asked.
         """
         clock = self.workers.clock(self._now)
         return {
-            worker.name: worker.boots
+            worker.name: worker.greetings
             for worker in self.workers
             if worker.is_alive(clock) and not self.precedence.is_waiting(worker)
         }
@@ -357,7 +373,7 @@ class Cluster:
         if worker is None:
             return
         self.precedence.meet(worker, event)
-        if event.type == "worker-online":
+        if event.type == "worker-online" and worker.is_replaced_by(event):
             self._suspect_loss(worker, event.timestamp)
         lost = self.workers.heartbeat(worker, event, self._now, live=self._live)
         if lost and not worker.coverage.is_open:
@@ -366,7 +382,7 @@ class Cluster:
     def _offline(self, event: Event) -> None:
         worker = self.workers.get(event.hostname)
         if worker is not None:
-            self.workers.offline(worker)
+            self.workers.offline(worker, self._now)
             if event.active == 0:  # what we still think it runs ended without an event: ignored, say
                 running = worker.running.items()
                 self.tasks.let_go_silently(

@@ -1,8 +1,8 @@
 """
 Workers: alive or not, how busy, and how many events of theirs we missed.
 
-A worker is alive while something fresh is heard from it. The clock for that stands still while the broker is away: a
-silence in which nobody could be heard says nothing about the workers.
+A worker is alive while something fresh is heard from it. The clock for that stands still while the broker is away or
+takes no messages: a silence in which nobody could be heard says nothing about the workers.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ HEARTBEAT_SECONDS: Final = 2.0
 
 #: Seconds added to two intervals before a worker counts as gone: a slow tick, a slow broker, our own reading interval.
 MARGIN_SECONDS: Final = 5.0
+
+#: Celery's longest wait between two attempts to reach its broker, in seconds; never longer than the outage was.
+RECONNECT_SECONDS: Final = 30.0
+
+#: Seconds for which a goodbye is not believed that comes soon after an outage. A worker that loses its broker says
+#: goodbye, which arrives when it has it again, before it has asked around and says that it is online.
+GOODBYE_SECONDS: Final = 10.0
 
 #: How long the series of a worker stay after its last heartbeat; longer than any alert that is about it takes to fire.
 KEEP_SECONDS: Final = 7200.0
@@ -62,6 +69,8 @@ class Worker:
     pid: int | None = None
     #: How many processes we have seen answer to the name.
     boots: int = 0
+    #: How often it came online: a process that lost its broker does so again.
+    greetings: int = 0
     #: Time up to which it counts as alive, by our clock and without the times when the broker was away.
     alive_until: float = 0.0
     was_alive: bool = False
@@ -69,6 +78,8 @@ class Worker:
     met_at: float = 0.0
     last_heartbeat: float | None = None
     graceful: bool = False
+    #: Time from which on its goodbye is believed.
+    leaves_at: float = 0.0
     version: str = ""
     pool: str = ""
     #: Version and pool that ``celery_worker_info`` shows.
@@ -108,20 +119,20 @@ class Worker:
         """How many tasks it runs, as snapshots or else events tell."""
         return sum(told.number for told in self.told_running) if self.coverage.is_open else len(self.running)
 
+    def is_alive(self, now: float) -> bool:
+        """Say whether its heartbeats are fresh or, if it sends none, its last answer."""
+        return self.alive_until > now and not (self.graceful and self.leaves_at <= now)
+
     def is_replaced_by(self, event: Event) -> bool:
         """
-        Say whether a heartbeat is of another process than those before.
+        Say whether another process than the one we know sent *event*, which is about the worker itself.
 
-        Celery also says ``worker-online`` when its connection to the broker broke and came back: it goes on counting
-        then, and lets go only of what it had not started.
+        A process that found its broker again says ``worker-online`` once more, with all it has counted. A new one has
+        counted nothing yet; in a container it may well have the number of the one before.
         """
         if event.pid is not None and self.pid not in (None, event.pid):
             return True
-        return event.type == "worker-online" and not 0 < self.processed <= (event.processed or 0)
-
-    def is_alive(self, now: float) -> bool:
-        """Say whether its heartbeats are fresh or, if it sends none, its last answer."""
-        return self.alive_until > now and not self.graceful
+        return event.type == "worker-online" and (not event.processed or event.processed < self.processed)
 
 
 class Workers:
@@ -133,7 +144,9 @@ class Workers:
         self._limit = limit
         self._dropped = dropped
         self._workers: dict[str, Worker] = {}
+        self._silenced_by: set[str] = set()
         self._deaf_since: float | None = None
+        self._heard_again_at = float("-inf")
         #: When it was last seen who is gone, and whether there may be some of them still: looking takes its time.
         self._looked_at = 0.0
         self._may_be_gone = True
@@ -179,25 +192,30 @@ class Workers:
         """Return the time by which liveness is judged: it stands while the broker is away."""
         return now if self._deaf_since is None else self._deaf_since
 
-    def broker_lost(self, now: float) -> None:
-        """From *now* on nobody can be heard."""
-        if self._deaf_since is None:
+    def silenced(self, cause: str, now: float) -> None:
+        """From *now* on nobody can be heard, for a *cause* that has to do with the broker."""
+        if not self._silenced_by:
             self._deaf_since = now
+        self._silenced_by.add(cause)
 
-    def broker_found(self, now: float, *, gap: bool) -> None:
-        """Workers can be heard again; with a *gap*, what they said meanwhile may be gone."""
-        if self._deaf_since is not None:
-            for worker in self._workers.values():
-                if worker.alive_until > self._deaf_since:
-                    worker.alive_until += now - self._deaf_since
-            self._deaf_since = None
-        if gap:
-            for worker in self._workers.values():
-                if worker.unseen:
-                    worker.before_gap = least = min(worker.unseen)
-                    counted = least.processed - (worker.counted_from or 0)
-                    worker.quiet_share = min(max(least.starts / counted, 0.0), 1.0) if counted > 0 else 0.0
-                    worker.unseen.clear()
+    def audible(self, cause: str, now: float) -> float:
+        """The *cause* is gone; if it was the last, workers can be heard again. Return how long they could not."""
+        self._silenced_by.discard(cause)
+        if self._deaf_since is None or self._silenced_by:
+            return 0.0
+        seconds = now - self._deaf_since
+        for worker in self._workers.values():
+            if worker.alive_until > self._deaf_since:
+                worker.alive_until += seconds + min(seconds, RECONNECT_SECONDS)
+        self._deaf_since = None
+        if self._workers:
+            self._heard_again_at = now
+        return seconds
+
+    def measure_gap(self) -> None:
+        """Something of what workers said may be gone: find out how much."""
+        for worker in self._workers.values():
+            self._measure_gap(worker)
 
     def heartbeat(self, worker: Worker, event: Event, now: float, *, live: bool) -> int:
         """
@@ -206,10 +224,10 @@ class Workers:
         Not *live* are events that waited for us in a queue: then the worker's own clock tells how old they are. A reply
         to a broadcast heartbeat has no ``active``, ``processed`` and ``loadavg``: it says nothing about them.
         """
-        if event.type == "worker-online":
-            worker.reserved.clear()
         if worker.is_replaced_by(event):
             self._booted(worker)
+        elif event.type == "worker-online":
+            self._came_back(worker)
         worker.pid = event.pid if event.pid is not None else worker.pid
         if event.freq is not None and 0 < event.freq < KEEP_SECONDS and event.processed is not None:
             worker.freq = event.freq
@@ -224,9 +242,11 @@ class Workers:
         self._show_load(worker, event)
         return 0 if event.processed is None else self._compare(worker, event.processed)
 
-    def offline(self, worker: Worker) -> None:
-        """Take in ``worker-offline``: it finished what it had and said goodbye."""
+    def offline(self, worker: Worker, now: float) -> None:
+        """Take in ``worker-offline``: it finished what it had and said goodbye, or its broker was away."""
         worker.graceful = True
+        is_after_outage = now - self._heard_again_at < RECONNECT_SECONDS + GOODBYE_SECONDS
+        worker.leaves_at = now + (GOODBYE_SECONDS if is_after_outage else 0.0)
         worker.reserved.clear()
 
     def take(self, reading: WorkerReading) -> None:
@@ -337,6 +357,7 @@ class Workers:
     def _booted(self, worker: Worker) -> None:
         """A new process answers to the name: its count begins at 0."""
         worker.boots += 1
+        worker.greetings += 1
         worker.reserved.clear()
         worker.starts = worker.starts_at_heartbeat = worker.silent_heartbeats = worker.processed = 0
         worker.counted_from = 0
@@ -345,6 +366,21 @@ class Workers:
             worker.before_gap = Unseen(0, 0)
         worker.scheduled = None
         worker.differences.clear()
+
+    def _came_back(self, worker: Worker) -> None:
+        """The process lost its connection and has a new one: nobody may have heard what it did meanwhile."""
+        worker.greetings += 1
+        worker.reserved.clear()  # it has forgotten what it had not started
+        self._measure_gap(worker)
+
+    @staticmethod
+    def _measure_gap(worker: Worker) -> None:
+        """Begin to measure what was lost of a worker's starts; a gap that follows at once belongs to the one before."""
+        if worker.before_gap is None and worker.unseen:
+            worker.before_gap = least = min(worker.unseen)
+            counted = least.processed - (worker.counted_from or 0)
+            worker.quiet_share = min(max(least.starts / counted, 0.0), 1.0) if counted > 0 else 0.0
+        worker.unseen.clear()
 
     def _compare(self, worker: Worker, processed: int) -> int:
         """Hold the worker's count of starts against ours."""
