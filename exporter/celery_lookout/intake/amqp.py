@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..broker import Broker, describe
 from ..errors import BrokerUnavailable
 from ..events import Event
-from .amqp_frames import HEARTBEAT, FrameReader, ack, parse_properties
+from .amqp_frames import HEARTBEAT, FrameReader, ack, bind, parse_properties
 from .decode import MAX_BODY_BYTES, MSGPACK_TYPES, EventDecoder
 from .wire import Wire
 
@@ -45,6 +45,9 @@ READ_BYTES: Final = 256 * 1024
 #: Bytes of properties up to which the verdict on them is kept. Celery's have some 100.
 KEPT_BYTES: Final = 1024
 
+#: Seconds between two bindings of the queue, which is what may be lost when somebody deletes the exchange.
+BEATS_PER_BINDING: Final = 5
+
 _CHANNEL: Final = 1
 
 
@@ -67,6 +70,8 @@ class AmqpEvents:
         self._read_tag = 0
         self._settled_tag = 0
         self._backlog = 0
+        self._binding = bind(_CHANNEL, self._queue, broker.event_exchange, "#")
+        self._beats = 0
         # Two messages of one worker have the same properties, to the byte: the verdict on them is worth keeping.
         self._judge = functools.lru_cache(maxsize=4096)(self._verdict)
 
@@ -156,8 +161,14 @@ class AmqpEvents:
             self._send(ack(_CHANNEL, self._read_tag))
 
     def beat(self) -> None:
-        """Send a heartbeat; RabbitMQ sends its own unasked."""
-        self._send(HEARTBEAT)
+        """
+        Send a heartbeat; RabbitMQ sends its own unasked.
+
+        Now and then bind the queue again: who deletes the exchange takes the binding with it, and workers, who make
+        the exchange anew, not the binding. Without an exchange RabbitMQ closes the channel.
+        """
+        self._beats += 1
+        self._send(HEARTBEAT if self._beats % BEATS_PER_BINDING else self._binding)
 
     def _send(self, frame: bytes) -> None:
         """Send what can be sent now and keep the rest; the broker takes little from us, but it may be hung."""

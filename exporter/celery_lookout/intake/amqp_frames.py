@@ -64,6 +64,13 @@ def ack(channel: int, tag: int) -> bytes:
     return _ACK.pack(_METHOD, channel, 13, 60, 80, tag, True, _FRAME_END)
 
 
+def bind(channel: int, queue: str, exchange: str, routing_key: str) -> bytes:
+    """Return the frame that binds *queue*, for which the broker sends no answer."""
+    names = b"".join(bytes([len(name)]) + name for name in map(str.encode, (queue, exchange, routing_key)))
+    payload = _METHOD_ID.pack(50, 20) + bytes(2) + names + bytes([True]) + bytes(4)  # ticket, no-wait, no arguments
+    return _FRAME_HEADER.pack(_METHOD, channel, len(payload)) + payload + bytes([_FRAME_END])
+
+
 def parse_properties(raw: bytes) -> Properties:
     """Read the flags and the first three properties. Raises ValueError when the bytes are too short."""
     try:

@@ -45,6 +45,7 @@ class RedisEvents:
         self._parser = hiredis.Reader()
         self._buffer = bytearray(READ_BYTES)
         self._heard = False
+        self._subscribed = False
 
     def open(self) -> None:
         """Connect and subscribe. Raises BrokerUnavailable."""
@@ -69,6 +70,7 @@ class RedisEvents:
             raise BrokerUnavailable("the connection closed while subscribing")
         self._wire = Wire(sock, self._broker)
         self._parser = hiredis.Reader()
+        self._subscribed = False
 
     def fileno(self) -> int:
         """Return the socket's number."""
@@ -92,8 +94,11 @@ class RedisEvents:
                 while (reply := parser.gets()) is not False:
                     if isinstance(reply, list) and len(reply) >= 3 and reply[0] in (b"pmessage", b"message"):
                         events += decode(reply[-1], now)
-                    elif isinstance(reply, hiredis.ReplyError):
+                    elif not isinstance(reply, hiredis.ReplyError):
+                        self._subscribed = True  # the first answer confirms it
+                    elif not self._subscribed:
                         raise BrokerUnavailable(f"Redis refused the subscription to events: {reply}")
+                    # Else it refuses a PING, which is a sign of life: unable to save, it refuses all but reading.
         except (hiredis.ProtocolError, TypeError) as error:  # TypeError: a message that is no bytes
             raise BrokerUnavailable(f"the event connection is out of step: {error}") from error
         return events

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import base64
 import http.client
+import socket
 import ssl
+import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
@@ -19,6 +23,9 @@ from kombu.connection import Connection
 
 from ..broker import SOCKET_TIMEOUT_SECONDS, Broker
 from ..errors import ProbeFailed, SettingsError
+
+#: Seconds in which an answer must be complete, however large: depths wait for it.
+ANSWER_SECONDS = 10.0
 
 #: Largest answer taken, in bytes: about 100,000 queues.
 _BODY_LIMIT = 16 * 1024 * 1024
@@ -116,18 +123,32 @@ class Management:
             )
         else:
             connection = http.client.HTTPConnection(self.host, self.port, timeout=SOCKET_TIMEOUT_SECONDS)
+        # The time limit of the socket starts anew with each byte; this one does not.
+        limit = threading.Timer(ANSWER_SECONDS, _hang_up, [connection])
+        limit.start()
+        started = time.monotonic()
         try:
             connection.request(
                 "GET", target, headers={"Authorization": self.authorization, "Accept": "application/json"}
             )
             response = connection.getresponse()
-            return response.status, response.read(_BODY_LIMIT + 1)
+            body = response.read(_BODY_LIMIT + 1)
+            if time.monotonic() - started >= ANSWER_SECONDS:
+                raise TimeoutError(f"not complete within {ANSWER_SECONDS:g} s")
+            return response.status, body
         finally:
+            limit.cancel()
             connection.close()
 
     def _message(self, problem: str) -> str:
         scheme = "https" if self.tls is not None else "http"
         return f"RabbitMQ management API at {scheme}://{self.host}:{self.port}: {problem}"
+
+
+def _hang_up(connection: http.client.HTTPConnection) -> None:
+    if connection.sock is not None:
+        with suppress(OSError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _host(connection: Connection) -> str:

@@ -99,6 +99,10 @@ class Pidbox:
     ) -> dict[str, msgspec.Raw]:
         if self._consumer is None or self._consumer.channel is not channel:
             self._listen(channel)
+        if self._broker.kind == "redis":
+            # FLUSHALL takes the binding away, unseen by kombu. And if Redis does not take it, being out of memory, then
+            # it would not take an answer either: a worker of Celery ends at that, so it had better not be asked.
+            channel._queue_bind(self._reply_exchange.name, self._reply_queue.routing_key, None, self._reply_queue.name)  # noqa: SLF001
         self._drain(0.0)  # renews the reply queue's lease, and throws away what came late
         self._ticket, self._replies = str(uuid4()), {}
         self._publish(channel, command, arguments, workers, timeout)

@@ -20,7 +20,9 @@ from .message_tail import FUTURE_SECONDS
 from .names import DELAYED, is_task_queue
 from .session import Session
 
-#: Seconds before the management API is tried again after it failed: long enough not to fill its log with refusals.
+#: Seconds before the management API is tried again after it failed, which doubles up to the second number: a restart is
+#: soon over, and refusals should not fill its log.
+MANAGEMENT_FIRST_SECONDS = 5.0
 MANAGEMENT_RETRY_SECONDS = 300.0
 
 #: Seconds before a queue that did not exist is asked for again, which doubles up to the second number: RabbitMQ logs an
@@ -51,6 +53,7 @@ class RabbitProbe:
         self._monotonic = monotonic
         self._session = Session(broker)
         self._management_retry_at = float("-inf")
+        self._management_wait = MANAGEMENT_FIRST_SECONDS
         self._delayed_retry_at = float("-inf")
         #: Queues that did not exist: when to ask again, and how long that wait is.
         self._missing: dict[str, tuple[float, float]] = {}
@@ -93,9 +96,11 @@ class RabbitProbe:
             rows = self._management.queues()
         except ProbeFailed as error:
             self.management_problem = str(error)
-            self._management_retry_at = self._monotonic() + MANAGEMENT_RETRY_SECONDS
+            self._management_retry_at = self._monotonic() + self._management_wait
+            self._management_wait = min(self._management_wait * 2, MANAGEMENT_RETRY_SECONDS)
             return None
         self.management_problem = None
+        self._management_wait = MANAGEMENT_FIRST_SECONDS
         return {row.name: row for row in rows}
 
     def _find_all(self, channel: Any, names: Collection[str], now: float) -> dict[str, Any]:

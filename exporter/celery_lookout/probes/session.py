@@ -6,6 +6,7 @@ Everything here is about waiting and failing well. What is asked over the connec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -17,6 +18,10 @@ from ..broker import SOCKET_TIMEOUT_SECONDS, Broker, describe
 from ..errors import BrokerUnavailable, LookoutError, ProbeFailed
 
 T = TypeVar("T")
+
+#: Refusals that no right would change: Redis is out of memory, cannot save, or has become a replica; on RabbitMQ
+#: somebody deleted what is asked for.
+_NOT_FOR_WANT_OF_RIGHTS = re.compile(r"'maxmemory'|MISCONF|read only replica|NOT_FOUND")
 
 
 class Session:
@@ -132,4 +137,7 @@ class Session:
 
     def _translated(self, error: Exception, *, refused: bool) -> LookoutError:
         text = describe(self.broker, error)
-        return ProbeFailed(f"{text.rstrip('.')}. {self._needs}".rstrip()) if refused else BrokerUnavailable(text)
+        if not refused:
+            return BrokerUnavailable(text)
+        needs = "" if _NOT_FOR_WANT_OF_RIGHTS.search(text) else self._needs
+        return ProbeFailed(f"{text.rstrip('.')}. {needs}".rstrip())

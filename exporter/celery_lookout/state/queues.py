@@ -216,14 +216,18 @@ class Queues:
             (metrics.visibility_timeout, reading.visibility_timeout_seconds),
             (metrics.delayed, reading.delayed),
         ):
-            if value is not None:
+            if value is None:
+                bound.remove()
+            else:
                 bound.child().set(value)
 
     def _show_queue(self, reading: QueueReading) -> None:
         self._metrics.length.child(reading.name).set(reading.ready)
         for priority, ready in reading.by_priority.items():
             self._metrics.priority_length.child(reading.name, str(priority)).set(ready)
-        if reading.unacked is not None:
+        if reading.unacked is None:  # RabbitMQ, while its management API does not answer
+            self._metrics.unacked.remove(reading.name)
+        else:
             self._metrics.unacked.child(reading.name).set(reading.unacked)
         if reading.consumers is not None:
             self._broker_counts_consumers = True
