@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 import trustme
 
-from tests.servers.process import Server, free_port
+from tests.servers.process import free_port
 from tests.servers.rabbitmq import RabbitServer
-from tests.servers.redis import RedisServer, find_redis
+from tests.servers.redis import RedisServer
+from tests.servers.sentinel import SentinelServer
 from tests.servers.sidecar import Sidecar
 from tests.servers.workers import Client, Worker
 
@@ -56,7 +56,8 @@ def watch(
             client.send("noop", queue="nobody")
         metrics = sidecar.wait_for("celery_queue_length", 3, queue="nobody")
         collectors = metrics.by("celery_exporter_collector_success", "collector")
-        assert collectors == {("queues",): 1, ("workers",): 1, ("snapshots",): 1}
+        names = ["queues", "workers", "snapshots", *(["publishing"] if way.url.startswith("amqp") else [])]
+        assert collectors == {(name,): 1 for name in names}
 
     return check
 
@@ -149,27 +150,6 @@ def test_rabbitmq_over_tls(tmp_path: Path, certificates: dict[str, str], watch: 
     ]
     with RabbitServer(tmp_path / "rabbitmq", config="\n".join(config)):
         watch(Way(f"amqps://guest:guest@127.0.0.1:{port}//", use_ssl={"ca_certs": certificates["ca"], "cert_reqs": 2}))
-
-
-class SentinelServer(Server):
-    """Redis Sentinel over one master called ``shop``."""
-
-    def __init__(self, folder: Path, master: RedisServer) -> None:
-        self.port = free_port()
-        folder.mkdir(parents=True)
-        config = folder / "sentinel.conf"
-        config.write_text(
-            f"port {self.port}\nbind 127.0.0.1\nsentinel monitor shop 127.0.0.1 {master.port} 1\n"
-            "sentinel down-after-milliseconds shop 1000\n"
-        )
-        super().__init__([find_redis(), config, "--sentinel"], folder, name="sentinel")
-
-    def ready(self) -> bool:
-        with redis.Redis(port=self.port, socket_timeout=1) as connection:
-            try:
-                return bool(connection.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shop"))
-            except redis.ConnectionError as error:
-                raise OSError(str(error)) from error
 
 
 @pytest.fixture

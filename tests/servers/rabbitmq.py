@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import socket
+import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -135,6 +137,16 @@ class RabbitServer(Server):
         with urllib.request.urlopen(request, timeout=10) as response:
             answer = response.read()
         return json.loads(answer) if answer else None
+
+    def control(self, *arguments: str) -> None:
+        """Run rabbitmqctl. Raises CalledProcessError when it fails."""
+        program = self.argv[0].replace("rabbitmq-server", "rabbitmqctl")
+        subprocess.run(
+            [program, "--quiet", "--node", self.env["RABBITMQ_NODENAME"], *arguments],
+            env={**os.environ, **self.env},
+            check=True,
+            timeout=30,
+        )
 
     def add_vhost(self, vhost: str, user: str, password: str, tags: str = "management") -> str:
         """Create a virtual host and a user who may do everything in it and nothing elsewhere; return its URL."""

