@@ -30,7 +30,9 @@ COPY --from=build /opt/celery-lookout /opt/celery-lookout
 ENV PATH="/opt/celery-lookout/bin:${PATH}" \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-# A number, so that Kubernetes can tell that it is not root. Any other works as well: no file belongs to it.
+# For a volume with the state file (LOOKOUT_STATE_FILE): a new one gets the owner of this folder.
+RUN install -d -o 65532 -g 65532 /var/lib/celery-lookout
+# A number, so that Kubernetes can tell that it is not root. Any other works as well: no file that it needs belongs to it.
 USER 65532:65532
 EXPOSE 9808
 # For another port set LOOKOUT_WEB_LISTEN_ADDRESS rather than the option, and this check follows. With TLS replace it.

@@ -17,8 +17,13 @@ from celery_lookout.events import Event
 from celery_lookout.metrics.registry import Registry, Scope
 from celery_lookout.snapshots import AnySnapshot, BeatSnapshot, WorkerSnapshot
 from celery_lookout.state.cluster import Cluster, ClusterOptions
+from celery_lookout.state.restoring import ClusterReader
+from celery_lookout.state.saved import SavedRecord
+from celery_lookout.state.saving import saved
 
 EPOCH = 1_800_000_000.0
+
+MSGPACK = msgspec.msgpack.Decoder(list[SavedRecord])
 
 #: Series that every event or mere time moves.
 _BOOKKEEPING = (
@@ -52,13 +57,18 @@ class Watched:
         registry: Registry | None = None,
         broker: str | None = None,
         trace_id_of: Callable[[str], str | None] | None = None,
+        begun: bool = True,
     ) -> None:
+        self.options = options or ClusterOptions()
         self.registry = registry or Registry()
         scope = Scope(self.registry, broker)
-        self.cluster = Cluster(scope, options or ClusterOptions(), trace_id_of=trace_id_of)
+        self.cluster = Cluster(scope, self.options, trace_id_of=trace_id_of)
         self.seconds = 0.0
+        #: Of what an earlier process had saved.
+        self.left_out = 0
         self._seen: dict[str, float] = {}
-        self.cluster.tick(EPOCH)
+        if begun:
+            self.cluster.tick(EPOCH)
 
     @property
     def now(self) -> float:
@@ -96,6 +106,31 @@ class Watched:
         while self.seconds < seconds:
             self.seconds = min(self.seconds + 1.0, seconds)
             self.cluster.tick(self.now)
+
+    def restarted(
+        self, *, away: float = 0.0, loses: bool = False, options: ClusterOptions | None = None, series: int = 200_000
+    ) -> Watched:
+        """Return what the next process knows, *away* seconds later: what is saved of this one, through its bytes."""
+        records = MSGPACK.decode(msgspec.msgpack.encode(list(saved(self.cluster, self.now))))
+        after = Watched(options or self.options, registry=Registry(series_limit=series), begun=False)
+        after.cluster.precedence.hurry = self.cluster.precedence.hurry
+        after.seconds = self.seconds + away
+        return after._put_together(records, loses=loses)
+
+    @classmethod
+    def of(cls, records: Iterable[SavedRecord]) -> Watched:
+        """Return what is made of saved *records*."""
+        return cls(begun=False)._put_together(records, loses=False)
+
+    def _put_together(self, records: Iterable[SavedRecord], *, loses: bool) -> Watched:
+        reader = ClusterReader(self.cluster, loses=loses)
+        for record in records:
+            reader.take(record)
+        reader.finish(self.now)
+        self.left_out = reader.left_out
+        self.cluster.broker_lost(self.now)
+        self.cluster.broker_found(self.now, gap=loses)
+        return self
 
     def series(self, prefix: str = "") -> dict[str, float]:
         """Return what a scrape would show now of the families that begin with *prefix*."""

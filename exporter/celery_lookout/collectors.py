@@ -116,7 +116,11 @@ class WorkersAnswer(NamedTuple):
 
 
 class WorkersCollector:
-    """Facts about workers, and what they hold. Looks often whether there is something to ask, and asks seldom."""
+    """
+    Facts about workers, and what they hold. Looks often whether there is something to ask, and asks seldom.
+
+    *clock* is one that nobody sets back.
+    """
 
     name = "workers"
     interval_seconds = 1.0

@@ -4,7 +4,8 @@ Every exception the sidecar raises on purpose.
     LookoutError
      ├─ SettingsError       an option, a variable or the configuration file is wrong: the program stops at start
      ├─ BrokerUnavailable   the broker cannot be reached, or went away: wait and try again
-     └─ ProbeFailed         one background poll failed: its collector shows success 0, the others go on
+     ├─ ProbeFailed         one background poll failed: its collector shows success 0, the others go on
+     └─ StateUnusable       what an earlier process saved cannot be used: counters begin at 0
 """
 
 from __future__ import annotations
@@ -24,3 +25,7 @@ class BrokerUnavailable(LookoutError):
 
 class ProbeFailed(LookoutError):
     """A poll did not answer in time or was not allowed. The message says what is missing."""
+
+
+class StateUnusable(LookoutError):
+    """A state file is damaged, of another version or of other brokers. The message says which."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Final
@@ -29,6 +29,9 @@ from .sentry.episodes import Episodes
 from .sentry.forwarder import BrokerForwarder, Forwarder
 from .settings import Settings
 from .state.cluster import Cluster
+from .state.restoring import ClusterReader
+from .state.saved import SavedRecord
+from .state.saving import saved
 from .traces.collector import Sender, SpansCollector
 from .traces.options import OtlpOptions
 from .traces.table import SpanTable
@@ -91,8 +94,9 @@ class Monitor:
         for reason in SNAPSHOT_REASONS:
             cluster.refused_snapshot(reason, 0)
         decoder = EventDecoder(cluster.refused, accept_msgpack=settings.accept_msgpack)
+        self._source = _source(broker, decoder, settings)
         self.listener = Listener(
-            _source(broker, decoder, settings),
+            self._source,
             cluster,
             name=self.name,
             executor=executor,
@@ -128,7 +132,7 @@ class Monitor:
                 round_seconds=settings.control_interval_seconds,
                 enable_events=settings.enable_events,
                 broker=self.name,
-                clock=clock,
+                clock=time.monotonic,
             )
             self.pollers.append(poller(workers))
         if broker.kind == "amqp":
@@ -163,6 +167,19 @@ class Monitor:
     def is_up(self) -> bool:
         """Whether the broker answers now."""
         return bool(self.cluster.exporter.broker_up.value)
+
+    @property
+    def key(self) -> str:
+        """What its part of a saved state is called: counts of one broker are never added to another's."""
+        return f"broker {self.name}"
+
+    def saved(self, now: float) -> Iterator[SavedRecord]:
+        """Yield what is known of the cluster; call it after the end of ``run``."""
+        return saved(self.cluster, now)
+
+    def reader(self) -> ClusterReader:
+        """Return what brings that back; use it before ``run``."""
+        return ClusterReader(self.cluster, loses=self._source.loses_when_away)
 
     async def run(self) -> None:
         """Watch until cancelled."""

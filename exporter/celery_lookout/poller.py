@@ -104,12 +104,14 @@ class Poller(Generic[Question, Answer]):
         await future
 
     async def close(self) -> None:
-        """Take leave of the broker, if it does not keep us waiting."""
+        """Take the answer that is under way, and leave of the broker, if it does not keep us waiting."""
         loop = asyncio.get_running_loop()
         if self._asking is not None:
             await asyncio.wait({self._asking}, timeout=FAREWELL_SECONDS)
-            if not self._asking.done():
+            if not self._asking.done() or self._asking.cancelled():
                 return  # a probe serves one thread at a time
+            with contextlib.suppress(Exception):
+                self._collector.take(self._asking.result())
         await asyncio.wait({loop.run_in_executor(self._executor, self._collector.close)}, timeout=FAREWELL_SECONDS)
 
     async def poll(self) -> None:
@@ -124,7 +126,9 @@ class Poller(Generic[Question, Answer]):
         if not done:
             self._failed(f"no answer within {LIMIT_SECONDS:g} s")
         try:
-            self._collector.take(await future)
+            answer = await future
+            self._asking = None
+            self._collector.take(answer)
         except LookoutError as error:
             self._failed(str(error))
         except Exception as error:  # a collector that fails costs its own metrics, nothing else

@@ -83,6 +83,11 @@ OPTIONS: Final = (
     ),
     Option("log.level", "Least severe messages to log.", "info", choices=("debug", "info", "warning", "error")),
     Option("log.format", "Form of the log lines.", "logfmt", choices=("logfmt", "json")),
+    Option(
+        "state.file",
+        "File that keeps counters and tasks in flight over a clean stop, for the next start to go on from. It needs a"
+        " folder that stays and can be written to.",
+    ),
     Option("rabbitmq.management-url", "RabbitMQ's management API; the default is port 15672 on the broker's host."),
     Option(
         "replica",
@@ -193,6 +198,8 @@ class Settings:
     probe_interval_seconds: float = 2.0
     series_limit: int = 200_000
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    #: None when nothing is kept over a stop.
+    state_file: Path | None = None
     #: None when nothing is forwarded.
     sentry: SentryOptions | None = None
     #: None when no spans are wanted.
@@ -233,6 +240,7 @@ class Settings:
                 latency_slos=_slos(given["queue_latency_slo"]),
                 queues=tuple(given["queue"]),
             ),
+            state_file=Path(given["state_file"]) if given["state_file"] else None,
             otlp=_otlp(given),
             sentry=_sentry(given),
         )

@@ -41,10 +41,17 @@ def test_the_check_finds_a_misspelt_key(tmp_path: Path) -> None:
 
 def test_what_it_mounts_exists(services: dict[str, Any]) -> None:
     """Docker makes a folder of a missing file, and the program then says something else."""
-    mounts = [mount for service in services.values() for mount in service.get("volumes", ())]
+    volumes = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["volumes"]
+    mounts = [mount.split(":")[0] for service in services.values() for mount in service.get("volumes", ())]
     assert mounts
     for mount in mounts:
-        assert (DEPLOY / mount.split(":")[0]).exists(), mount
+        assert (DEPLOY / mount).exists() if mount.startswith(".") else mount in volumes, mount
+
+
+def test_the_state_is_kept_where_the_image_lets_its_user_write(services: dict[str, Any]) -> None:
+    _, folder = services["lookout"]["volumes"][0].split(":")
+    assert Path(services["lookout"]["environment"]["LOOKOUT_STATE_FILE"]).parent == Path(folder)
+    assert f"RUN install -d -o 65532 -g 65532 {folder}\n" in (ROOT / "Dockerfile").read_text()
 
 
 def test_what_it_builds_is_a_stage_of_the_dockerfile(services: dict[str, Any]) -> None:

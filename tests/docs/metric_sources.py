@@ -22,6 +22,7 @@ _ANSWERS: Final = (
     "counted"
 )
 _UNKNOWN_QUEUE: Final = "before the queue is known, and while workers send no snapshots and cannot be asked"
+_STATELESS: Final = "without `--state.file`"
 
 SOURCES: Final = {
     # tasks
@@ -154,6 +155,13 @@ SOURCES: Final = {
     "celery_exporter_series_limit": Source("`--limit.series`"),
     "celery_exporter_sentry_events_total": Source("what became of each event", "with `--sentry.mode` off"),
     "celery_exporter_series": Source("the sidecar"),
+    "celery_exporter_state_success": Source("the state file at the start", _STATELESS),
+    "celery_exporter_state_saved_timestamp_seconds": Source(
+        "the state file at the start", f"{_STATELESS}, and where counters began at 0"
+    ),
+    "celery_exporter_state_left_out": Source(
+        "the state file at the start: metrics that are declared otherwise, workers past their limit", _STATELESS
+    ),
     "celery_exporter_series_dropped_total": Source("the sidecar", "until the limit is reached"),
     "celery_exporter_label_values_dropped_total": Source(
         "each use of such a value, so it grows with traffic and not with the number of values; of denied workers, once"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from celery_lookout.cli import command
-from celery_lookout.metrics.exporter import ProcessMetrics, SentryMetrics
+from celery_lookout.metrics.exporter import ProcessMetrics, SentryMetrics, StateMetrics
 from celery_lookout.metrics.exposition import Exposition
 from celery_lookout.metrics.registry import Family, Registry, Scope
 from celery_lookout.metrics.spans import SpanMetrics
@@ -73,6 +73,7 @@ def families() -> dict[str, Family[Any]]:
     ProcessMetrics(registry, "0")
     SentryMetrics(registry)
     WebMetrics(registry, config_file=True)
+    StateMetrics(registry)
     Cluster(Scope(registry), ClusterOptions())
     SpanMetrics(Scope(registry))
     return registry.families
@@ -88,7 +89,7 @@ def metrics_page() -> str:
         parts.append(f"## {section.title}\n\n{section.text}\n\n{table}")
     buckets = _table(
         ("Histogram", "Upper bounds in its unit, and +Inf"),
-        ((f"`{family.name}`", ", ".join(f"{bound:.15g}" for bound in family._bounds))
+        ((f"`{family.name}`", ", ".join(f"{bound:.15g}" for bound in family.bounds))
          for family in declared.values() if family.kind == "histogram"),
     )  # fmt: skip
     parts.append(f"## Buckets\n\n{buckets}")

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ..broker import Broker, describe
 from ..errors import BrokerUnavailable
 from ..events import Event
-from .amqp_frames import HEARTBEAT, FrameReader, ack, bind, parse_properties
+from .amqp_frames import HEARTBEAT, FrameReader, ack, bind, close_channel, parse_properties
 from .decode import MAX_BODY_BYTES, MSGPACK_TYPES, EventDecoder
 from .wire import Wire
 
@@ -39,6 +40,10 @@ HEARTBEAT_SECONDS: Final = 4
 #: Messages RabbitMQ may send ahead of our acknowledgements: at 100 ms between reads, 200,000 messages a second.
 PREFETCH: Final = 20_000
 
+#: Seconds that RabbitMQ has to confirm that it has taken the last acknowledgement, and between two looks.
+FAREWELL_SECONDS: Final = 3.0
+_LOOK_SECONDS: Final = 0.01
+
 #: Bytes read at a time. Some 600 events; about a millisecond of work.
 READ_BYTES: Final = 256 * 1024
 
@@ -55,6 +60,7 @@ class AmqpEvents:
     """A consumer of the events of one RabbitMQ virtual host."""
 
     answers_beats = True
+    loses_when_away = False
 
     def __init__(self, broker: Broker, decoder: EventDecoder, *, replica: str = "") -> None:
         """Each *replica* has a queue of its own: two on one queue would tear the events of a task apart."""
@@ -174,6 +180,24 @@ class AmqpEvents:
         """Send what can be sent now and keep the rest; the broker takes little from us, but it may be hung."""
         data = self._unsent + frame
         self._unsent = data[self._open_wire().write(data) :]
+
+    def farewell(self) -> None:
+        """
+        Close the channel, and wait until RabbitMQ says so: by then it has taken the acknowledgements before that.
+
+        Without it they could be lost with the connection. What comes meanwhile is delivered again.
+        """
+        deadline = time.monotonic() + FAREWELL_SECONDS
+        self._unsent += close_channel(_CHANNEL)
+        with contextlib.suppress(BrokerUnavailable):
+            while time.monotonic() < deadline and not self._frames.is_closed:
+                if self._unsent:
+                    self._send(b"")
+                count = self._open_wire().read_into(self._buffer)
+                for _ in self._frames.feed(bytes(self._view[:count])):
+                    pass
+                if not count:
+                    time.sleep(_LOOK_SECONDS)
 
     def close(self) -> None:
         """Let go of the connection. What was not acknowledged is delivered again."""

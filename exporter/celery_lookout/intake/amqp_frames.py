@@ -24,6 +24,7 @@ _CONTENT: Final = struct.Struct(">HHQH")  # class, weight, body size, property f
 _DELIVERY_TAG: Final = struct.Struct(">Q?")
 
 _DELIVER: Final = (60, 60)
+_CLOSED: Final = (20, 41)
 #: Methods after which no more events come on this connection, and what they are called.
 _ENDINGS: Final = {(10, 50): "connection.close", (20, 40): "channel.close", (60, 30): "basic.cancel"}
 #: A memory or disk alarm; we only consume, and acknowledgements still pass.
@@ -31,6 +32,7 @@ _HARMLESS: Final = {(10, 60), (10, 61), (60, 21), (60, 11)}
 
 HEARTBEAT: Final = _FRAME_HEADER.pack(_HEARTBEAT, 0, 0) + bytes([_FRAME_END])
 _ACK: Final = struct.Struct(">BHIHHQ?B")
+_CLOSE: Final = struct.Struct(">BHIHHHBHHB")
 
 #: Bits of the property flags, in the order in which the properties follow.
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 1 << 15, 1 << 14, 1 << 13
@@ -71,6 +73,11 @@ def bind(channel: int, queue: str, exchange: str, routing_key: str) -> bytes:
     return _FRAME_HEADER.pack(_METHOD, channel, len(payload)) + payload + bytes([_FRAME_END])
 
 
+def close_channel(channel: int) -> bytes:
+    """Return the frame that closes *channel* without a complaint."""
+    return _CLOSE.pack(_METHOD, channel, 11, 20, 40, 200, 0, 0, 0, _FRAME_END)
+
+
 def parse_properties(raw: bytes) -> Properties:
     """Read the flags and the first three properties. Raises ValueError when the bytes are too short."""
     try:
@@ -105,6 +112,8 @@ class FrameReader:
         self._properties = b""
         self._missing = 0
         self._parts: list[bytes] | None = []
+        #: Whether the broker has closed the channel as it was asked to.
+        self.is_closed = False
 
     def feed(self, data: bytes) -> Iterator[Delivery]:
         """
@@ -145,6 +154,8 @@ class FrameReader:
         if method == _DELIVER:
             after_consumer_tag = 5 + payload[4]
             self._tag, self._redelivered = _DELIVERY_TAG.unpack_from(payload, after_consumer_tag)
+        elif method == _CLOSED:
+            self.is_closed = True
         elif method in _ENDINGS:
             raise BrokerUnavailable(f"RabbitMQ sent {_ENDINGS[method]}{_reason(method, payload)}")
         elif method not in _HARMLESS:

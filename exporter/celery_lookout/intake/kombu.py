@@ -40,6 +40,7 @@ class KombuEvents:
     """A consumer of the events of one broker, through kombu's own interface."""
 
     answers_beats = False
+    loses_when_away = True
     live = True
 
     def __init__(self, broker: Broker, decoder: EventDecoder) -> None:
@@ -151,6 +152,9 @@ class KombuEvents:
 
     def beat(self) -> None:
         """Nothing to send: transports have their own ways, or none."""
+
+    def farewell(self) -> None:
+        """Nothing to say."""
 
     def close(self) -> None:
         """Stop the thread, without waiting for it."""

@@ -36,6 +36,9 @@ SILENT_SECONDS: Final = 5.0
 #: and what it published meanwhile still comes through the old connection.
 ABANDONED_SECONDS: Final = 30.0
 
+#: Turns of reading at the end, of what a broker that keeps nothing would drop: about a second at most.
+LAST_TURNS: Final = 50
+
 #: Waits between attempts to connect, in seconds: they double from the first to the last, and vary by up to a half.
 FIRST_WAIT_SECONDS: Final = 0.5
 LAST_WAIT_SECONDS: Final = 5.0
@@ -98,11 +101,20 @@ class Listener:
                         await before_reading()
                     await self._listen()
                 except BrokerUnavailable as error:
+                    self._source.close()
                     self._lost(error, first=attempts == 0)
                 attempts += 1
                 await asyncio.sleep(_wait_before(attempts))
         finally:
             self._unwatch()
+            await self._leave()
+
+    async def _leave(self) -> None:
+        """Let the broker know what was read, if it does not keep us waiting, and close."""
+        assert self._loop is not None  # noqa: S101  # set by run()
+        try:
+            await self._loop.run_in_executor(self._executor, self._source.farewell)
+        finally:
             self._source.close()
 
     def drain(self) -> None:
@@ -160,10 +172,20 @@ class Listener:
                 self.drain()
                 self._source.beat()
                 self._check_silence()
+        except asyncio.CancelledError:
+            if self._source.loses_when_away:
+                self._read_dry()
+            raise
         finally:
             self._failed = None
             self._unwatch()
-            self._source.close()
+
+    def _read_dry(self) -> None:
+        for _ in range(LAST_TURNS):
+            if self._read() != 0:
+                break
+        if self._failed is not None and self._failed.done():
+            self._failed.exception()  # the connection broke, and nobody is left to care
 
     def _watch(self) -> None:
         if self._loop is not None and self._failed is not None and not self._failed.done() and self._watched is None:
@@ -214,7 +236,7 @@ class Listener:
         self._silent = False
         self.problem = None
         # Also where events wait for us: the queue may have been full, or lost with the broker.
-        self._cluster.broker_found(self._clock(), gap=again)
+        self._cluster.broker_found(self._clock(), gap=again or self._cluster.goes_on)
         if again:
             self._cluster.exporter.reconnects.inc()
         self.reached.set()

@@ -34,6 +34,7 @@ class RedisEvents:
     """A subscription to the event channels of one Redis database."""
 
     answers_beats = True
+    loses_when_away = True
     live = True
 
     def __init__(self, broker: Broker, decoder: EventDecoder) -> None:
@@ -112,6 +113,9 @@ class RedisEvents:
             self._heard = False
             return
         self._open_wire().write(_PING)
+
+    def farewell(self) -> None:
+        """Nothing to say."""
 
     def close(self) -> None:
         """Let go of the connections."""

@@ -28,6 +28,7 @@ class SilentEvents:
     """
 
     answers_beats = False
+    loses_when_away = False
     live = True
 
     def __init__(self, look: Callable[[], object], *, seconds: float = LOOK_SECONDS) -> None:
@@ -73,6 +74,9 @@ class SilentEvents:
 
     def beat(self) -> None:
         """Nothing to send."""
+
+    def farewell(self) -> None:
+        """Nothing to say."""
 
     def close(self) -> None:
         """Stop looking, without waiting for a look under way."""

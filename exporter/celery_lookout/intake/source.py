@@ -11,9 +11,12 @@ class EventSource(Protocol):
     """
     An open subscription to a broker's events.
 
-    ``open`` blocks and runs in a thread; everything else runs on the event loop, never blocks, and raises
-    BrokerUnavailable when the connection is gone.
+    ``open`` and ``farewell`` block and run in a thread; everything else runs on the event loop, never blocks, and
+    raises BrokerUnavailable when the connection is gone.
     """
+
+    #: Whether what happened while nobody listened is gone (pub/sub), or waits for us within the bounds of a queue.
+    loses_when_away: bool
 
     #: Whether the broker says something every few seconds, so that its silence means that it is gone.
     answers_beats: bool
@@ -40,6 +43,13 @@ class EventSource(Protocol):
     @property
     def live(self) -> bool:
         """Whether what is read now happened now, or waited in a queue while we were away."""
+
+    def farewell(self) -> None:
+        """
+        Make sure that the broker has taken what ``settle`` told it, before the last ``close``.
+
+        Waits a moment and no longer; never raises.
+        """
 
     def close(self) -> None:
         """Let go of the connection, without waiting for anybody."""

@@ -113,6 +113,26 @@ class ProcessMetrics:
         self._series.set(self._registry.series)
 
 
+class StateMetrics:
+    """What became of the state that an earlier process saved; only with ``--state.file``."""
+
+    def __init__(self, registry: Registry) -> None:
+        gauge = Scope(registry).gauge
+        self.success = gauge(
+            "celery_exporter_state_success",
+            "0 if there was a state file at the start that could not be used, else 1.",
+        ).child()
+        #: Made when there is something to show.
+        self.saved_at = gauge(
+            "celery_exporter_state_saved_timestamp_seconds",
+            "Unix time at which the state was saved from which this process went on; absent if it began at 0.",
+        )
+        self.left_out = gauge(
+            "celery_exporter_state_left_out",
+            "Series, tasks and workers of that state for which there is no place here.",
+        ).child()
+
+
 class SentryMetrics:
     """What became of the events for Sentry, of all brokers together."""
 

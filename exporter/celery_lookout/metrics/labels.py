@@ -77,8 +77,11 @@ class LabelRules:
         if len(value) <= LONGEST_RENAMED:
             for rename in self.renames:
                 value = rename.apply(value)
-        allowed = not self.allow or _matches(self.allow, value)
-        return value if allowed and not _matches(self.deny, value) else None
+        return value if self.lets_through(value) else None
+
+    def lets_through(self, name: str) -> bool:
+        """Say whether the lists let *name* be shown, which is not renamed any more."""
+        return (not self.allow or _matches(self.allow, name)) and not _matches(self.deny, name)
 
 
 @dataclass(frozen=True, slots=True)

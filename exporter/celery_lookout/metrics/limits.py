@@ -27,12 +27,12 @@ class LabelBudget:
     *dropped* is told each time that a value is answered with ``_other``.
     """
 
-    __slots__ = ("_dropped", "_known", "_limit", "_names", "_rename", "is_plain")
+    __slots__ = ("_dropped", "_known", "_limit", "_names", "_rename", "_rules", "is_plain")
 
     def __init__(
         self, limit: int, rules: LabelRules | None = None, dropped: Callable[[DropReason], None] | None = None
     ) -> None:
-        rules = rules or LabelRules()
+        self._rules = rules = rules or LabelRules()
         #: Whether a value is either shown as it is or as ``_other``.
         self.is_plain = rules.are_none
         self._rename = lru_cache(maxsize=REMEMBERED)(rules.shown)
@@ -68,6 +68,20 @@ class LabelBudget:
             self._known.clear()
         self._known[value] = name = self._names.get(name, name)
         return name
+
+    def keep(self, name: str) -> str:
+        """Return the name that something is shown as which an earlier process showed as *name*: it is not renamed."""
+        if name in (OTHER, UNKNOWN):
+            return name
+        if not self._rules.lets_through(name):
+            self._drop("denied")
+            return OTHER
+        if name not in self._names:
+            if len(self._names) >= self._limit:
+                self._drop("limit")
+                return OTHER
+            self._names[name] = name
+        return self._names[name]
 
     def _drop(self, reason: DropReason) -> None:
         if self._dropped is not None:

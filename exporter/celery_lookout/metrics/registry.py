@@ -120,6 +120,11 @@ class Histogram:
         """How many observations were made."""
         return sum(self._counts)
 
+    @property
+    def counts(self) -> list[int]:
+        """How many fell into each bucket alone, the last being +Inf's."""
+        return self._counts
+
     def observe(self, value: float) -> None:
         """Add one observation."""
         self._counts[bisect_left(self._bounds, value)] += 1
@@ -178,14 +183,18 @@ class Family(Generic[Child]):
         help_text: str,
         labels: tuple[str, ...],
         bounds: Sequence[float] = (),
+        *,
+        kept: bool,
     ) -> None:
         self.name = name
         self.kind = kind
         self.labels = labels
+        self.bounds = bounds
+        #: Whether its values go on over a clean stop, see ``kept``.
+        self.kept = kept
         self.children: dict[tuple[str, ...], Child] = {}
         self._registry = registry
         self._child_type = child_type
-        self._bounds = bounds
         self._help = help_text.replace("\\", "\\\\").replace("\n", "\\n")
 
     def child(self, *values: str) -> Child:
@@ -219,7 +228,7 @@ class Family(Generic[Child]):
         if len(values) != len(self.labels):
             raise ValueError(f"{self.name} has labels {self.labels}, not {len(values)} of them")
         labels = ",".join(f'{name}="{escape(value)}"' for name, value in zip(self.labels, values, strict=True))
-        return self._child_type(self.name, labels, self._bounds)
+        return self._child_type(self.name, labels, self.bounds)
 
     def render(self, *, openmetrics: bool) -> Iterator[str]:
         """Yield the family's text, nothing while it has no series. OpenMetrics names a counter without ``_total``."""
@@ -298,27 +307,28 @@ class Scope:
     """Declares families for one broker; the same declaration for a second broker joins the first."""
 
     def __init__(self, registry: Registry, broker: str | None = None) -> None:
-        self._registry = registry
+        self.registry = registry
+        self.broker = broker
         self._names = () if broker is None else ("broker",)
         self._values = () if broker is None else (broker,)
 
     def has_room(self, samples: int) -> bool:
         """Say whether *samples* more series fit, of all brokers together."""
-        return self._registry.has_room(samples)
+        return self.registry.has_room(samples)
 
-    def counter(self, name: str, help_text: str, labels: tuple[str, ...] = ()) -> Bound[Counter]:
-        """Declare a counter; *name* ends in ``_total``."""
-        return self._declare(Counter, "counter", name, help_text, labels)
+    def counter(self, name: str, help_text: str, labels: tuple[str, ...] = (), *, kept: bool = True) -> Bound[Counter]:
+        """Declare a counter; *name* ends in ``_total``. One that somebody else keeps is not *kept* over a stop."""
+        return self._declare(Counter, "counter", name, help_text, labels, kept=kept)
 
-    def gauge(self, name: str, help_text: str, labels: tuple[str, ...] = ()) -> Bound[Gauge]:
-        """Declare a gauge."""
-        return self._declare(Gauge, "gauge", name, help_text, labels)
+    def gauge(self, name: str, help_text: str, labels: tuple[str, ...] = (), *, kept: bool = False) -> Bound[Gauge]:
+        """Declare a gauge. One that is *kept* over a stop only rises: the time of something last done."""
+        return self._declare(Gauge, "gauge", name, help_text, labels, kept=kept)
 
     def histogram(
         self, name: str, help_text: str, labels: tuple[str, ...], bounds: Sequence[float]
     ) -> Bound[Histogram]:
         """Declare a histogram with these upper *bounds*, ascending and without +Inf."""
-        return self._declare(Histogram, "histogram", name, help_text, labels, tuple(bounds))
+        return self._declare(Histogram, "histogram", name, help_text, labels, tuple(bounds), kept=True)
 
     def _declare(
         self,
@@ -328,12 +338,14 @@ class Scope:
         help_text: str,
         labels: tuple[str, ...],
         bounds: Sequence[float] = (),
+        *,
+        kept: bool,
     ) -> Bound[Child]:
-        families = self._registry.families
+        families = self.registry.families
         labels = (*labels, *self._names)
         family = families.get(name)
         if family is None:
-            family = Family(self._registry, child_type, kind, name, help_text, labels, bounds)
+            family = Family(self.registry, child_type, kind, name, help_text, labels, bounds, kept=kept)
             families[name] = family
         elif family.kind != kind or family.labels != labels:
             raise ValueError(f"{name} is declared twice and differently")

@@ -101,10 +101,10 @@ class TaskMetrics:
             _LABELS,
         )
         self.last_success = scope.gauge(
-            "celery_task_last_success_timestamp_seconds", "Unix time of the last success.", _LABELS
+            "celery_task_last_success_timestamp_seconds", "Unix time of the last success.", _LABELS, kept=True
         )
         self.last_failure = scope.gauge(
-            "celery_task_last_failure_timestamp_seconds", "Unix time of the last failure.", _LABELS
+            "celery_task_last_failure_timestamp_seconds", "Unix time of the last failure.", _LABELS, kept=True
         )
 
     def has_room(self) -> bool:

@@ -34,7 +34,8 @@ class WorkerMetrics:
             return bound if names.are_plain else SharedGauge(bound, names, join)
 
         def counter(name: str, help_text: str, *labels: str) -> Bound[Counter] | SharedCounter:
-            bound = scope.counter(f"celery_worker_{name}", help_text, (*_WORKER, *labels))
+            # Of the worker's own counts, which it tells again.
+            bound = scope.counter(f"celery_worker_{name}", help_text, (*_WORKER, *labels), kept=False)
             return bound if names.are_plain else SharedCounter(bound, names)
 
         self._names = names

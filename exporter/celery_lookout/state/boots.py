@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 from ..events import Event
 from ..snapshots import WorkerSnapshot
+from .saved import SavedBoot, SavedTotals
 
 #: Seconds without a snapshot after which none is expected any more; three intervals, if that is longer.
 STALE_SECONDS: Final = 30.0
@@ -37,15 +38,16 @@ class Boot:
     """One process of a worker. Times are by the worker's clock, except ``heard_at``."""
 
     __slots__ = (
-        "_rows", "at", "failures_left_out", "gap", "heard_at", "id", "interval", "is_final", "is_rebasing", "pid",
-        "processed", "rebase_until", "rebased_at", "seq", "size", "started_at", "starts_at_close", "told_until",
+        "at", "failures_left_out", "gap", "heard_at", "id", "interval", "is_final", "is_rebasing", "pid",
+        "processed", "rebase_until", "rebased_at", "rows", "seq", "size", "started_at", "starts_at_close", "told_until",
     )  # fmt: skip
 
-    def __init__(self, snapshot: WorkerSnapshot) -> None:
-        self.id = snapshot.boot
-        self.started_at = snapshot.started_at
-        self.pid = snapshot.pid
-        self.interval = snapshot.interval
+    def __init__(self, told: WorkerSnapshot | SavedBoot) -> None:
+        """Of the first snapshot that was *told*, or of what was saved, of which the rest is for the caller."""
+        self.id = told.boot
+        self.started_at = told.started_at
+        self.pid = told.pid
+        self.interval = told.interval
         #: Of the newest snapshot.
         self.seq = 0
         self.at = 0.0
@@ -55,7 +57,8 @@ class Boot:
         self.failures_left_out = 0
         #: Events up to this time count for nothing, since snapshots tell of them: infinite while snapshots come.
         self.told_until = 0.0
-        self._rows: dict[tuple[str, str], Counted] = {}
+        #: By task and queue.
+        self.rows: dict[tuple[str, str], Counted] = {}
         #: How many intervals that is.
         self.size = 0
         #: Of what was told up to here nothing counts, since events did. It moves on with the snapshots until one of
@@ -99,15 +102,21 @@ class Boot:
 
     def counted(self, task: str, queue: str) -> Counted:
         """Return what is counted of a (task, queue)."""
-        counted = self._rows.get((task, queue))
+        counted = self.rows.get((task, queue))
         if counted is None:
-            counted = self._rows[sys.intern(task), sys.intern(queue)] = {}
+            counted = self.rows[sys.intern(task), sys.intern(queue)] = {}
         return counted
+
+    def restore(self, totals: SavedTotals) -> None:
+        """Take in what is counted of a (task, queue), or of a part of its keys."""
+        counted = self.counted(totals.task, totals.queue)
+        counted.update((sys.intern(key), interval) for key, interval in totals.counted.items())
+        self.size += len(totals.counted)
 
     def rebase(self, at: float) -> None:
         """Let all that was told up to *at* count for nothing."""
         self.rebased_at = at
-        self._rows.clear()
+        self.rows.clear()
         self.size = 0
 
     def is_origin_of(self, event: Event) -> bool:

@@ -43,6 +43,9 @@ SUSPECT_SECONDS: Final = 60.0
 #: Tasks that one worker is asked about at a time: its answer has their arguments in it.
 SUSPECTS_AT_A_TIME: Final = 100
 
+#: A clock that goes back by less than this does no harm.
+STEP_SECONDS: Final = 1.0
+
 #: Seconds without a poll of the snapshots after which what the next one brings counts as having waited for us.
 PAUSE_SECONDS: Final = 10.0
 
@@ -103,6 +106,9 @@ class Cluster:
         trace_id_of: Callable[[str], str | None] | None = None,
     ) -> None:
         limits = options.limits
+        self.scope = scope
+        #: Whether it goes on where an earlier process stopped, see ``restoring``.
+        self.goes_on = False
         self._failures = failures
         self.exporter = ExporterMetrics(scope)
         self.routes = Routes()
@@ -193,7 +199,7 @@ class Cluster:
 
     def tick(self, now: float) -> None:
         """Do what is due at *now*. Call it a few times a second, also when nothing comes in."""
-        self._now = now
+        self._look_at_clock(now)
         self.tasks.tick(now)
         for worker in self.workers.just_gone(now):
             if not worker.graceful:
@@ -203,6 +209,20 @@ class Cluster:
             gone = self._vanished.popleft()
             if gone.worker.boots != gone.boots or not gone.worker.is_alive(clock):
                 self.tasks.count_lost(gone.worker, gone.at, gone.told)
+
+    def _look_at_clock(self, now: float) -> None:
+        if now < self._now - STEP_SECONDS:
+            self.shift(now - self._now, now)
+        self._now = now
+
+    def shift(self, seconds: float, now: float) -> None:
+        """Move what is measured on our own clock by *seconds*: it was set back, or we were not there meanwhile."""
+        self.workers.shift(seconds, now)
+        self.tasks.shift(seconds)
+        self.queues.shift(seconds)
+        self._vanished = deque(gone._replace(due=gone.due + seconds) for gone in self._vanished)
+        self._polled_at += seconds
+        self._polls_work_since += seconds
 
     def refresh(self, now: float) -> None:
         """Bring all gauges up to date, before a scrape is rendered."""
@@ -215,11 +235,13 @@ class Cluster:
 
     def broker_lost(self, now: float) -> None:
         """The event connection went silent or broke."""
+        self._look_at_clock(now)
         self.exporter.broker_up.set(0)
         self.workers.silenced("connection", now)
 
     def broker_found(self, now: float, *, gap: bool) -> None:
         """The event connection works; with a *gap*, events published meanwhile may be gone."""
+        self._look_at_clock(now)
         self.exporter.broker_up.set(1)
         self._audible("connection", now)
         if gap:
@@ -247,11 +269,16 @@ class Cluster:
         self.exporter.snapshots_invalid.child(reason).inc(count)
 
     def take_snapshots(self, old: Iterable[AnySnapshot], new: Iterable[AnySnapshot], now: float) -> None:
-        """Take in what a poll of the snapshots brought: *old* ones were counted before this process began."""
+        """
+        Take in what a poll of the snapshots brought: *old* ones were read before this process began.
+
+        Then they were counted, too, and a process that goes on knows which: it may count them again.
+        """
         self.tick(now)
         live = now - self._polled_at < PAUSE_SECONDS
         for snapshot in old:
-            self._take_snapshot(snapshot, now, live=False, is_old=True)
+            is_counted = not self.goes_on or isinstance(snapshot, BeatSnapshot)
+            self._take_snapshot(snapshot, now, live=False, is_old=is_counted)
         for snapshot in new:
             self.exporter.snapshots.inc()
             self._take_snapshot(snapshot, now, live=live, is_old=False)
@@ -393,7 +420,9 @@ class Cluster:
 
     def _suspect_loss(self, worker: Worker, at: float, told: list[RunningTasks] | None = None) -> None:
         """The process that *worker* was until *at* is gone; look later at what it was running, or *told* to be."""
-        if worker.running or told:
+        if worker.is_unheard and not told:
+            self.tasks.let_go_silently(worker, list(worker.running))  # it may have ended all of it, unheard
+        elif worker.running or told:
             self._vanished.append(_Vanished(self._now + LOST_AFTER_SECONDS, worker, worker.boots, at, told or []))
 
     def _lose(self, worker: Worker) -> None:

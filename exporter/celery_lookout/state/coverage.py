@@ -149,6 +149,13 @@ class Precedence:
         if self.hurry is not None and (is_new or not worker.coverage.is_known):
             self._ask(worker, event)
 
+    def restore(self, worker: Worker, held: Iterable[Event]) -> None:
+        """Go on holding events that an earlier process *held* of the worker: the first poll of the snapshots tells."""
+        worker.coverage.held.extend(held)
+        if worker.coverage.held:
+            self._waiting[worker.name] = worker
+            self._held += len(worker.coverage.held)
+
     def poll_begins(self) -> int:
         """Return the number of the poll of the snapshots that begins now."""
         self._polls += 1

@@ -161,14 +161,22 @@ class Queues:
     def get(self, name: str) -> Queue:
         """Return the queue, made known if it was not; one that may not be shown by name is the shared ``_other``."""
         shown = self._budget.admit(name)
-        queue = self._queues.get(shown)
-        if queue is None:
-            queue = self._queues[shown] = Queue(shown, self._metrics, self._slos.get(shown))
+        queue = self._shown_as(shown)
         if name not in self._followed and shown not in (OTHER, UNKNOWN):
             if len(self._followed) < self._limit:
                 self._followed[name] = shown
             else:
                 queue.is_whole = False
+        return queue
+
+    def keep(self, name: str) -> Queue:
+        """Return the queue that an earlier process showed as *name*; what the broker calls it is another matter."""
+        return self._shown_as(self._budget.keep(name))
+
+    def _shown_as(self, shown: str) -> Queue:
+        queue = self._queues.get(shown)
+        if queue is None:
+            queue = self._queues[shown] = Queue(shown, self._metrics, self._slos.get(shown))
         return queue
 
     @property
@@ -232,6 +240,13 @@ class Queues:
         if reading.consumers is not None:
             self._broker_counts_consumers = True
             self._metrics.consumers.child(reading.name).set(reading.consumers)
+
+    def shift(self, seconds: float) -> None:
+        """Move what is measured on our own clock by *seconds*."""
+        if self._read_at is not None:
+            self._read_at += seconds
+        for queue in self._queues.values():
+            queue.head_since += seconds
 
     def refresh(self, now: float, workers: Mapping[str, tuple[int, int]] | None) -> None:
         """

@@ -30,7 +30,7 @@ from ..metrics.tasks import TaskMetrics, TaskSeries
 from ..readings import ActiveTask
 from . import reports
 from .exceptions import TERMINATIONS, exception_class
-from .queues import Queues
+from .queues import Queue, Queues
 from .records import NO_WORK, Attempt, Held, Row, RunningTasks, Task, Work, waits_from
 from .routes import Routes
 from .workers import Worker, Workers
@@ -127,6 +127,14 @@ class Tasks:
                 del self._tasks[task_id]
             elif not task.ended and not task.is_held(task_id):
                 self._drop(task_id)  # let go silently, and nothing came of it since
+
+    def shift(self, seconds: float) -> None:
+        """Move what is measured on our own clock by *seconds*."""
+        if self._sent_heard_at is not None:
+            self._sent_heard_at += seconds
+        for held in self._held.values():
+            held.since += seconds
+        self._ended = deque((at + seconds, task_id) for at, task_id in self._ended)
 
     def refresh(self, now: float) -> None:
         """Bring the gauges that depend on the time up to date."""
@@ -423,8 +431,13 @@ class Tasks:
         row = self._rows.get((name, queue_name))
         if row is not None and self._is_plain:  # else some other name may be shown as this one
             return row
-        name = self._names.admit(name)
-        queue = self._queues.get(queue_name)
+        return self._row(self._names.admit(name), self._queues.get(queue_name))
+
+    def keep_row(self, name: str, queue_name: str) -> Row:
+        """Return the row that an earlier process showed by these names."""
+        return self._row(self._names.keep(name), self._queues.keep(queue_name))
+
+    def _row(self, name: str, queue: Queue) -> Row:
         row = self._rows.get((name, queue.name))
         if row is None and name != OTHER and not self._metrics.has_room():
             self._metrics.sent.drop()

@@ -110,6 +110,8 @@ class Worker:
     told_running: list[RunningTasks] = field(default_factory=list)
     told_reserved: int | None = None
     told_scheduled: int | None = None
+    #: Nothing was heard of it since an earlier process stopped, and what it said meanwhile is gone: perhaps goodbye.
+    is_unheard: bool = False
     #: Whether it sends heartbeats: then these tell whether it lives, else snapshots do.
     sends_heartbeats: bool = False
     differences: deque[float] = field(default_factory=lambda: deque(maxlen=SKEW_SAMPLES))
@@ -217,6 +219,19 @@ class Workers:
         for worker in self._workers.values():
             self._measure_gap(worker)
 
+    def shift(self, seconds: float, now: float) -> None:
+        """Move what is measured on our own clock by *seconds*. Nothing was heard later than *now*."""
+        self._looked_at += seconds
+        self._heard_again_at += seconds
+        if self._deaf_since is not None:
+            self._deaf_since += seconds
+        for worker in self._workers.values():
+            worker.alive_until += seconds
+            worker.met_at = min(worker.met_at, now)
+            worker.last_heartbeat = None if worker.last_heartbeat is None else min(worker.last_heartbeat, now)
+            for boot in worker.coverage.boots:
+                boot.heard_at = min(boot.heard_at, now)
+
     def heartbeat(self, worker: Worker, event: Event, now: float, *, live: bool) -> int:
         """
         Take in ``worker-heartbeat`` or ``worker-online``; return the starts lost in a gap that this one closes.
@@ -232,7 +247,7 @@ class Workers:
         if event.freq is not None and 0 < event.freq < KEEP_SECONDS and event.processed is not None:
             worker.freq = event.freq
         worker.sends_heartbeats = True
-        worker.graceful = False
+        worker.graceful = worker.is_unheard = False
         worker.version = event.sw_ver or worker.version
         heard_at = now if live else min(now, event.timestamp)
         worker.alive_until = max(worker.alive_until, heard_at + 2 * worker.freq + MARGIN_SECONDS)
@@ -278,6 +293,7 @@ class Workers:
         It *replaces* what an earlier process told. Not *live* are snapshots that waited for us.
         """
         metrics, name = self._metrics, worker.name
+        worker.is_unheard = False
         if replaces and not worker.sends_heartbeats:
             self._booted(worker)
         worker.sends_heartbeats = worker.sends_heartbeats and not replaces
