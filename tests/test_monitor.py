@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 import kombu
 import msgspec
@@ -163,3 +164,34 @@ async def test_a_worker_that_is_not_known_yet_is_known_within_a_moment(broker: c
         await monitor.monitor._snapshots.next_poll()
         worker.start("a")
         await monitor.becomes(STARTED, 1)
+
+
+def worked(watching: Watching, name: str, since: float) -> bool:
+    """Say whether a collector has worked in the minute after *since*."""
+    return since < watching.shown()[name] < since + 60
+
+
+async def test_polls_go_on_when_the_clock_is_set_back(redis_broker: conftest.Broker) -> None:
+    """By an hour: none of them waits until it is as late as before."""
+    behind = 0.0
+    broker, registry = Broker(redis_broker.url), Registry()
+    settings = Settings((broker,), control_interval_seconds=0.2, probe_interval_seconds=0.2)
+    with ThreadPoolExecutor(THREADS_PER_BROKER) as executor:
+        monitor = Monitor(broker, settings, registry, executor, clock=lambda: time.time() - behind)
+        watching = Watching(monitor, registry)
+        task = asyncio.create_task(monitor.run())
+        names = [
+            series("celery_exporter_collector_last_success_timestamp_seconds", collector=name)
+            for name in ("queues", "workers", "snapshots")
+        ]
+        try:
+            await until(lambda: all(watching.shown().get(name, 0) > 0 for name in names))
+            behind = 3600.0
+            for _ in range(2):
+                since = time.time() - behind
+                for name in names:
+                    await until(partial(worked, watching, name, since))
+            assert watching.shown()["celery_exporter_broker_up"] == 1
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)

@@ -197,6 +197,45 @@ async def test_who_waits_for_a_poll_is_told_of_one_that_failed_too(polled: Polle
     assert polled.queues.taken == []
 
 
+async def test_the_answer_under_way_at_the_end_is_taken(polled: Polled) -> None:
+    """What a broker has handed over does not come again."""
+    began, go_on = Event(), Event()
+
+    def answer() -> str:
+        began.set()
+        go_on.wait(10)
+        return "read"
+
+    polled.queues.answer = answer
+    task = asyncio.ensure_future(polled.pollers[0].run())
+    await asyncio.to_thread(began.wait, 10)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    closing = asyncio.ensure_future(polled.pollers[0].close())
+    go_on.set()
+    await closing
+    assert polled.queues.taken == ["question read"]
+    assert polled.queues.closed
+
+
+async def test_one_that_failed_at_the_end_is_nobodys_concern(polled: Polled) -> None:
+    began, go_on = Event(), Event()
+
+    def answer() -> str:
+        began.set()
+        go_on.wait(10)
+        raise ProbeFailed("no right to read")
+
+    polled.queues.answer = answer
+    task = asyncio.ensure_future(polled.pollers[0].run())
+    await asyncio.to_thread(began.wait, 10)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    go_on.set()
+    await polled.pollers[0].close()
+    assert (polled.queues.taken, polled.queues.closed) == ([], True)
+
+
 async def test_only_the_first_failure_and_the_recovery_are_logged(
     polled: Polled, caplog: pytest.LogCaptureFixture
 ) -> None:

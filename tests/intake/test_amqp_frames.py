@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_lookout.errors import BrokerUnavailable
-from celery_lookout.intake.amqp_frames import HEARTBEAT, Delivery, FrameReader, Properties, ack, parse_properties
+from celery_lookout.intake.amqp_frames import (
+    HEARTBEAT,
+    Delivery,
+    FrameReader,
+    Properties,
+    ack,
+    close_channel,
+    parse_properties,
+)
 
 LIMIT = 1000
 
@@ -204,3 +212,13 @@ def test_acknowledgement_covers_all_up_to_its_tag() -> None:
 
 def test_heartbeat_frame() -> None:
     assert frame(8, b"", channel=0) == HEARTBEAT
+
+
+def test_the_channel_is_closed_and_the_answer_understood() -> None:
+    arguments = struct.pack(">HBHH", 200, 0, 0, 0)
+    assert close_channel(1) == method(20, 40, arguments)
+    reader = FrameReader(1, LIMIT)
+    assert len(list(reader.feed(message(1, b"{}")))) == 1
+    assert not reader.is_closed
+    assert list(reader.feed(method(20, 41))) == []
+    assert reader.is_closed

@@ -203,7 +203,9 @@ class Cluster:
         self.tasks.tick(now)
         for worker in self.workers.just_gone(now):
             if not worker.graceful:
-                self._suspect_loss(worker, now, worker.told_running if worker.coverage.is_open else [])
+                # All that it was running: its clock may be ahead of ours.
+                at = max([now, *(task.started_at for task in worker.running.values())])
+                self._suspect_loss(worker, at, worker.told_running if worker.coverage.is_open else [])
         clock = self.workers.clock(now)
         while self._vanished and self._vanished[0].due <= clock:
             gone = self._vanished.popleft()
