@@ -136,6 +136,10 @@ class Worker:
             return True
         return event.type == "worker-online" and (not event.processed or event.processed < self.processed)
 
+    def live_until(self, time: float) -> None:
+        """It gave a sign of life of its own. Before the first one, an answer had to do, which lasts for longer."""
+        self.alive_until = time if self.last_heartbeat is None else max(self.alive_until, time)
+
 
 class Workers:
     """All workers of one broker."""
@@ -250,7 +254,7 @@ class Workers:
         worker.graceful = worker.is_unheard = False
         worker.version = event.sw_ver or worker.version
         heard_at = now if live else min(now, event.timestamp)
-        worker.alive_until = max(worker.alive_until, heard_at + 2 * worker.freq + MARGIN_SECONDS)
+        worker.live_until(heard_at + 2 * worker.freq + MARGIN_SECONDS)
         worker.last_heartbeat = max(worker.last_heartbeat or 0.0, heard_at)
         if live:
             worker.differences.append(event.timestamp - now)
@@ -300,7 +304,7 @@ class Workers:
         if not worker.sends_heartbeats:
             heard_at = now if live else min(now, snapshot.at)
             worker.graceful = snapshot.final
-            worker.alive_until = max(worker.alive_until, heard_at + 2 * snapshot.interval + MARGIN_SECONDS)
+            worker.live_until(heard_at + 2 * snapshot.interval + MARGIN_SECONDS)
             worker.last_heartbeat = max(worker.last_heartbeat or 0.0, heard_at)
             if live:
                 worker.differences.append(snapshot.at - now)
