@@ -50,6 +50,14 @@ class Metrics:
                 found[key] = found.get(key, 0) + sample.value
         return found
 
+    def counters(self) -> dict[str, float]:
+        """Return all series that may only rise while the sidecar keeps its state."""
+        return {
+            f"{sample.name}{sample.labels}": sample.value
+            for sample in self._samples
+            if sample.name.startswith("celery_task_") and sample.name.endswith(("_total", "_count", "_bucket"))
+        }
+
     def has(self, name: str, **labels: str) -> bool:
         """Say whether such a sample is there."""
         return self.get(name, **labels) is not None

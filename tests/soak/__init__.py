@@ -1,0 +1,1 @@
+"""Twenty minutes of mixed load and random faults, outside of the suite: ``make soak``."""
