@@ -66,6 +66,8 @@ class QueuesCollector:
         self._polls = 0
         #: Why the broker shows less than it could; None when it shows all.
         self.problem: str | None = None
+        #: Which right is missing for a part of it.
+        self.refusal: str | None = None
 
     def question(self) -> frozenset[str]:
         """Return the queues that are known."""
@@ -86,6 +88,7 @@ class QueuesCollector:
             self._cluster.queues.get(name)
         self._cluster.take_broker(answer.reading)
         self.problem = getattr(self._probe, "management_problem", None)
+        self.refusal = getattr(self._probe, "refusal", None)
 
     def close(self) -> None:
         """Close the connection."""

@@ -26,6 +26,8 @@ MISSED_SHARE: Final = 0.25
 #: Names in one sentence.
 NAMES_SHOWN: Final = 10
 
+_RIGHTS: Final = "see docs/permissions.md"
+
 
 class Finding(NamedTuple):
     """One thing looked at. ``topic`` stays the same while names in the text change; ``mend`` may be empty."""
@@ -46,15 +48,25 @@ def findings(monitor: Monitor) -> Iterator[Finding]:
             "check host, port, password and TLS of --broker",
         )
         return
-    yield Finding("ok", "fine", "the broker answers")
+    if monitor.listener.problem is None:
+        yield Finding("ok", "fine", "the broker answers")
+    else:
+        yield Finding(
+            "error",
+            "broker",
+            f"there are no events, since the connection was lost: {monitor.listener.problem}",
+            f"if the broker is up, {_RIGHTS}",
+        )
     for poller in monitor.pollers:
         if poller.problem is not None:
             yield Finding(
                 "warning",
                 "collector",
                 f"the collector {poller.name} fails: {poller.problem}",
-                "see docs/traces.md" if poller.name == "otlp" else "see docs/permissions.md",
+                "see docs/traces.md" if poller.name == "otlp" else _RIGHTS,
             )
+    if monitor.queues.refusal is not None:
+        yield Finding("warning", "rights", f"the broker shows less than it could: {monitor.queues.refusal}", _RIGHTS)
     if monitor.queues.problem is not None:
         yield Finding(
             "warning",

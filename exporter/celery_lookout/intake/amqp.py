@@ -88,7 +88,7 @@ class AmqpEvents:
 
     def open(self) -> None:
         """Connect, declare and consume. Raises BrokerUnavailable."""
-        from amqp.exceptions import AMQPError
+        from amqp.exceptions import AccessRefused, AMQPError
         from kombu.exceptions import KombuError
 
         try:
@@ -98,7 +98,14 @@ class AmqpEvents:
             raise
         except (OSError, KombuError, AMQPError) as error:
             self.close()
-            raise BrokerUnavailable(describe(self._broker, error)) from error
+            text = describe(self._broker, error)
+            if isinstance(error, AccessRefused) and "access to" in text:  # it knows the password
+                exchange = self._broker.event_exchange
+                text += (
+                    f". The RabbitMQ user needs the rights to configure and read {exchange}, and to configure, write"
+                    f" and read {self._queue}"
+                )
+            raise BrokerUnavailable(text) from error
 
     def _open(self) -> None:
         self._kombu = self._broker.connect(heartbeat=HEARTBEAT_SECONDS)

@@ -47,6 +47,7 @@ class RedisEvents:
         self._buffer = bytearray(READ_BYTES)
         self._heard = False
         self._subscribed = False
+        self._subscription = ""
 
     def open(self) -> None:
         """Connect and subscribe. Raises BrokerUnavailable."""
@@ -66,6 +67,7 @@ class RedisEvents:
         self._connection = channel.pool.make_connection()
         self._connection.connect()
         self._connection.send_command(verb, name)
+        self._subscription = f"{verb} {name}"
         sock = self._connection._sock  # noqa: SLF001  # redis-py has no public way to hand over its socket
         if sock is None:
             raise BrokerUnavailable("the connection closed while subscribing")
@@ -98,7 +100,7 @@ class RedisEvents:
                     elif not isinstance(reply, hiredis.ReplyError):
                         self._subscribed = True  # the first answer confirms it
                     elif not self._subscribed:
-                        raise BrokerUnavailable(f"Redis refused the subscription to events: {reply}")
+                        raise BrokerUnavailable(f"Redis refused {self._subscription}, so there are no events: {reply}")
                     # Else it refuses a PING, which is a sign of life: unable to save, it refuses all but reading.
         except (hiredis.ProtocolError, TypeError) as error:  # TypeError: a message that is no bytes
             raise BrokerUnavailable(f"the event connection is out of step: {error}") from error

@@ -10,10 +10,10 @@ kombu would decompress and decode them unseen, wait its time limit once per answ
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +21,7 @@ import msgspec
 from kombu.entity import Exchange, Queue
 from kombu.messaging import Consumer, Producer
 
-from ..broker import Broker
+from ..broker import Broker, describe
 from ..errors import ProbeFailed
 from .names import is_fit
 from .raw_messages import body_of, leave_messages_alone
@@ -32,16 +32,25 @@ _REPLY_LIMIT = 16 * 1024 * 1024
 #: Answers to one question; Celery clusters of this size ask only part of their workers at a time.
 _REPLIES_LIMIT = 10_000
 
-_NEEDS = (
-    "Remote control needs what a worker has: on RabbitMQ the rights to configure, write and read '.*pidbox',"
-    " on Redis to publish, and to read and write '*pidbox*'"
-)
+_NEEDS = {
+    "amqp": (
+        "Remote control needs the rights to configure and write celery.pidbox, to configure and read"
+        " reply.celery.pidbox, and to configure, write and read celery-lookout-.*"
+    ),
+    "redis": (
+        "Remote control needs +brpop +llen +exists +del +sadd +srem +zadd +zrem +zrangebyscore +time +multi +exec"
+        " +evalsha +script|load +script|exists, to read and write _kombu.binding* and celery-lookout*, and +publish on"
+        " the channel of the pidbox"
+    ),
+}
 
 #: Seconds after which a broker may delete our reply queue once nobody reads it (we were killed).
 _REPLY_QUEUE_EXPIRES = 60.0
 
 #: Numbers that Python writes into JSON and JSON does not have: the default of a Celery setting is infinite.
 _NOT_JSON = re.compile(rb"NaN|Infinity")
+
+log = logging.getLogger(__name__)
 
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -54,7 +63,7 @@ class Pidbox:
         # Without acknowledgement emulation kombu's Redis transport leaves other consumers' unacknowledged messages
         # alone. With it, merely waiting for an answer would redeliver what is older than *our* visibility timeout.
         options: dict[str, Any] = {"ack_emulation": False} if broker.kind == "redis" else {}
-        self._session = Session(broker, needs=_NEEDS, **options)
+        self._session = Session(broker, needs=_NEEDS.get(broker.kind, ""), **options)
         namespace = broker.control_exchange
         self._exchange = Exchange(f"{namespace}.pidbox", type="fanout", durable=False, delivery_mode="transient")
         self._reply_exchange = Exchange(
@@ -145,6 +154,9 @@ class Pidbox:
             on_decode_error=self._on_undecodable,
         )
         self._consumer.consume()
+        if self._broker.kind == "redis" and hasattr(channel, "maybe_refresh_binding_expiry"):
+            # Since 5.7 kombu deletes what consumers left behind. Where it may not, it only logs a traceback a minute.
+            channel.maybe_refresh_binding_expiry()
 
     def _publish(
         self,
@@ -200,9 +212,16 @@ class Pidbox:
         """Delete the reply queue and close the connection; the pidbox can be used again."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None and self._session.is_open:
-            with suppress(Exception):  # the broker may be gone; on RabbitMQ the queue goes with the connection anyway
+            try:
                 consumer.cancel()
                 self._reply_queue(self._session.current_channel).delete()
+            except self._session.connection.channel_errors as error:
+                log.warning(
+                    "the way to our reply queue is left on the broker",
+                    extra={"error": describe(self._broker, error), "mend": _NEEDS.get(self._broker.kind)},
+                )
+            except Exception:  # the broker may be gone; RabbitMQ's queue goes with the connection anyway
+                log.debug("the reply queue could not be deleted", exc_info=True)
         self._session.close()
 
 

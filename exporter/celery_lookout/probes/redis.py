@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import redis
+from redis.exceptions import NoPermissionError
 
 from ..broker import Broker, describe
 from ..errors import ProbeFailed
@@ -50,8 +51,23 @@ class RedisProbe:
         self._prioritised: set[str] = set()
         #: The server refuses EVAL: heads are fetched whole until the next reconnect.
         self._scripts_refused = False
+        #: What Redis does not allow, by the part of the work that goes without it.
+        self._refusals: dict[str, str] = {}
         #: The last ``discover()`` ran out of time: there may be more queues than it returned.
         self.discovery_incomplete = False
+
+    @property
+    def refusal(self) -> str | None:
+        """Which right is missing for a part of what there is to see, while the rest is seen; None if none is."""
+        return f"{next(iter(self._refusals.values()))}. {_NEEDS}" if self._refusals else None
+
+    def _note(self, part: str, answers: Sequence[Any]) -> None:
+        """Remember the first refusal for want of rights among *answers*, or that there is none any more."""
+        refused = next((answer for answer in answers if isinstance(answer, NoPermissionError)), None)
+        if refused is None:
+            self._refusals.pop(part, None)
+        else:
+            self._refusals[part] = f"{part}: {describe(self._broker, refused)}"
 
     def collect(self, queue_names: Collection[str]) -> BrokerReading:
         """
@@ -77,6 +93,7 @@ class RedisProbe:
         pipe.hlen(prefix + channel.unacked_key)
         pipe.zrange(prefix + channel.unacked_index_key, 0, 0, withscores=True)
         *sizes, unacked, oldest = self._execute(pipe)
+        self._note("unacknowledged messages", [unacked, oldest])
         by_queue = dict(zip(names, _chunks(sizes, len(steps)), strict=True))
         readable = {name: lengths for name, lengths in by_queue.items() if all(isinstance(n, int) for n in lengths)}
         if names and not readable:
@@ -127,17 +144,20 @@ class RedisProbe:
             for key in keys:
                 pipe.eval(_TAIL_SCRIPT, 1, key)
             answers = self._execute(pipe)
+            self._note("only the end of a queue's oldest message", answers)
             if not all(isinstance(answer, redis.ResponseError) for answer in answers):
                 return answers
             self._scripts_refused = True
         # One at a time, so that only one message is held whole.
-        return [self._whole_element(client, key) for key in keys]
+        elements = [self._whole_element(client, key) for key in keys]
+        self._note("the oldest message of a queue", elements)
+        return elements
 
-    def _whole_element(self, client: redis.Redis, key: str) -> bytes | None:
+    def _whole_element(self, client: redis.Redis, key: str) -> bytes | redis.ResponseError | None:
         try:
             element = client.lindex(key, -1)
-        except redis.ResponseError:
-            return None
+        except redis.ResponseError as error:
+            return error
         return element[-TAIL_BYTES:] if isinstance(element, bytes) else None
 
     @staticmethod
@@ -161,14 +181,20 @@ class RedisProbe:
         ``routing key, pattern, queue`` joined by its separator. Finding the sets walks over all keys of the database:
         call it at start and every few minutes.
         """
+        self._scripts_refused = False  # they may be allowed by now
         with self._session.channel() as channel:
             client = redis.Redis(connection_pool=channel.pool)
             names: set[str] = set()
+            refused: list[redis.ResponseError] = []
             for key in self._binding_sets(client, channel.global_keyprefix + "_kombu.binding."):
-                names.update(_queues_of(client, key, channel.sep))
+                try:
+                    names.update(_queues_of(client, key, channel.sep))
+                except redis.ResponseError as error:  # not a set, or not ours to read
+                    refused.append(error)
                 if len(names) >= _NAMES_LIMIT:
                     self.discovery_incomplete = True
                     break
+            self._note("queues that nobody consumes", refused)
             return frozenset(sorted(names)[:_NAMES_LIMIT])
 
     def _binding_sets(self, client: redis.Redis, prefix: str) -> Iterator[bytes]:
@@ -200,10 +226,7 @@ def _list_key(channel: Any, name: str, step: int) -> str:
 
 
 def _queues_of(client: redis.Redis, key: bytes, separator: str) -> Iterator[str]:
-    try:
-        members: Any = client.smembers(key)
-    except redis.ResponseError:  # not a set, or not ours to read
-        return
+    members: Any = client.smembers(key)
     for member in members:
         name = member.decode(errors="replace").split(separator)[-1]
         if is_task_queue(name):
