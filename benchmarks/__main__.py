@@ -16,11 +16,13 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from celery_lookout.intake.amqp import QUEUE_NAME
 from tests.servers.process import guardian
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer
@@ -77,7 +79,7 @@ def _measure_broker(name: str, folder: Path, what: list[str], options: argparse.
         if "compare" in what:
             peers = (exporters.prometheus_exporter_celery, exporters.flower)
             starts: list[ingest.Start] = [start, *(partial(peer, url, folder) for peer in peers)]
-            _table(asdict(row) for row in compare.measure(starts, url, options.rounds))
+            _table(asdict(row) for row in compare.measure(starts, url, options.rounds, partial(_tidy, server)))
         if "idle" in what:
             _table(
                 asdict(ingest.measure_idle(start, url, seconds=options.seconds, names=names))
@@ -92,6 +94,12 @@ def _measure_broker(name: str, folder: Path, what: list[str], options: argparse.
                 load = Load(int(rate * options.seconds) or BURST, rate)
                 rounds = [asdict(ingest.measure(start, url, load)) for _ in range(options.rounds)]
                 _table([_median(rounds)], head=rate == int(options.rates.split(",")[0]))
+
+
+def _tidy(server: RedisServer | RabbitServer) -> None:
+    if isinstance(server, RabbitServer):
+        with suppress(OSError):  # not there: it was another program's turn
+            server.management("DELETE", f"queues/%2F/{QUEUE_NAME}")
 
 
 def _median(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,16 +41,22 @@ class Compared:
     scrape_p99_ms_at_1000: float
 
 
-def measure(starts: Sequence[Start], url: str, rounds: int) -> Iterator[Compared]:
-    """Yield a row for each exporter, the one to compare with first. Loads take turns too, so that noise is shared."""
+def measure(starts: Sequence[Start], url: str, rounds: int, tidy: Callable[[], object]) -> Iterator[Compared]:
+    """
+    Yield a row for each exporter, the one to compare with first. Loads take turns too, so that noise is shared.
+
+    *tidy* is called after each: a queue that was left behind would fill, and slow the broker for the next one.
+    """
     taken: list[dict[Load, list[Ingest | None]]] = [{STEADY: [], BURST: [], BUSY: []} for _ in starts]
     for _ in range(rounds):
         for load in (STEADY, BURST, BUSY):
             for start, loads in zip(starts, taken, strict=True):
                 loads[load].append(_survived(start, url, load))
+                tidy()
     costs = [(_median(loads[STEADY]), _median(loads[BURST])) for loads in taken]
     for start, loads, (steady, burst) in zip(starts, taken, costs, strict=True):
         idle = ingest.measure_idle(start, url, rate=STEADY.rate, scrapes=SCRAPES)
+        tidy()
         yield Compared(
             exporter=next(one.exporter for one in loads[STEADY] if one is not None),
             us_per_event_at_1000=steady,

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from celery_lookout import collectors as module
-from celery_lookout.collectors import SnapshotsAnswer, SnapshotsCollector, WorkersCollector
+from celery_lookout.collectors import UNTOLD_SECONDS, SnapshotsAnswer, SnapshotsCollector, WorkersCollector
 from celery_lookout.errors import BrokerUnavailable
 from celery_lookout.intake.snapshot_source import Message
 from celery_lookout.probes.control import ControlProbe
@@ -138,6 +138,13 @@ def poll(collector: SnapshotsCollector) -> SnapshotsAnswer:
     answer = collector.ask(number)
     collector.take(answer)
     return answer
+
+
+def test_polls_are_rare_until_somebody_has_told_something(watched: Watched) -> None:
+    collector = snapshots(watched, FakeSource([message(0, 1, is_old=True)], [message(5, 2)]))
+    assert collector.interval_seconds == UNTOLD_SECONDS
+    poll(collector)
+    assert collector.interval_seconds == 1.0
 
 
 def test_all_chunks_are_read_and_old_ones_do_not_count(watched: Watched) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import kombu
 import msgspec
@@ -160,7 +161,8 @@ async def test_a_worker_that_is_not_known_yet_is_known_within_a_moment(broker: c
     worker = Worker(broker)
     async with watching(broker.url) as monitor:
         await monitor.becomes(series("celery_exporter_collector_success", collector="snapshots"), 1)
-        monitor.monitor._snapshots._collector.interval_seconds = 1e6
+        snapshots: Any = monitor.monitor._snapshots._collector
+        snapshots._interval_seconds = 1e6
         await monitor.monitor._snapshots.next_poll()
         worker.start("a")
         await monitor.becomes(STARTED, 1)

@@ -132,7 +132,7 @@ async def test_an_answer_past_the_limit_is_a_failure_at_once_and_taken_when_it_c
 
 
 async def test_the_goodbye_comes_after_the_last_question(polled: Polled, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe serves one thread at a time: one that hangs past the limit is left alone."""
+    """A probe serves one thread at a time: one that hangs past the limit is left alone, and closes when it is done."""
     monkeypatch.setattr(module, "FAREWELL_SECONDS", 0.01)
     hung = Event()
 
@@ -147,7 +147,6 @@ async def test_the_goodbye_comes_after_the_last_question(polled: Polled, monkeyp
     assert not polled.queues.closed
     hung.set()
     await poll
-    await polled.pollers[0].close()
     assert polled.queues.closed
 
 

@@ -37,7 +37,10 @@ class Collector(Protocol[Question, Answer]):
     """
 
     name: str
-    interval_seconds: float
+
+    @property
+    def interval_seconds(self) -> float:
+        """Seconds from one poll to the next."""
 
     def question(self) -> Question | None:
         """Return what to ask, gathered from the state; None when there is nothing to ask now."""
@@ -70,6 +73,8 @@ class Poller(Generic[Question, Answer]):
         self._extra = {"collector": collector.name, "broker": broker}
         self._clock = clock
         self._asking: asyncio.Future[Answer] | None = None
+        #: Nobody waits any more for what is being asked.
+        self._is_left = False
         self._success = metrics.collector_success.child(collector.name)
         self._duration = metrics.collector_duration.child(collector.name)
         self._last_success = metrics.collector_last_success.child(collector.name)
@@ -109,7 +114,8 @@ class Poller(Generic[Question, Answer]):
         if self._asking is not None:
             await asyncio.wait({self._asking}, timeout=FAREWELL_SECONDS)
             if not self._asking.done() or self._asking.cancelled():
-                return  # a probe serves one thread at a time
+                self._is_left = True  # a probe serves one thread at a time
+                return
             with contextlib.suppress(Exception):
                 self._collector.take(self._asking.result())
         await asyncio.wait({loop.run_in_executor(self._executor, self._collector.close)}, timeout=FAREWELL_SECONDS)
@@ -121,7 +127,7 @@ class Poller(Generic[Question, Answer]):
             return
         loop = asyncio.get_running_loop()
         started = loop.time()
-        self._asking = future = loop.run_in_executor(self._executor, self._collector.ask, question)
+        self._asking = future = loop.run_in_executor(self._executor, self._ask, question)
         done, _ = await asyncio.wait({future}, timeout=LIMIT_SECONDS)
         if not done:
             self._failed(f"no answer within {LIMIT_SECONDS:g} s")
@@ -137,6 +143,13 @@ class Poller(Generic[Question, Answer]):
         else:
             self._worked()
         self._duration.set(round(loop.time() - started, 4))
+
+    def _ask(self, question: Question) -> Answer:
+        try:
+            return self._collector.ask(question)
+        finally:
+            if self._is_left:
+                self._collector.close()
 
     def _worked(self) -> None:
         self._success.set(1)

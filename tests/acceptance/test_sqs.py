@@ -30,7 +30,8 @@ def test_depths_are_shown_and_nothing_fails(
     client = make_client(sqs_broker.url, **conf)
     client.send("noop", queue="mail")
     client.send("sleep_late", 60.0)
-    sidecar = start_sidecar(sqs_broker.url, *transport(options))
+    # Not on the command line, where its password would be warned of.
+    sidecar = start_sidecar("", *transport(options), env={"CELERY_BROKER_URL": sqs_broker.url})
     sidecar.wait_for("celery_queue_length", 1, queue="mail")
     sidecar.wait_for("celery_queue_length", 1, queue="celery")
     start_worker(sqs_broker.url, conf=conf, concurrency=1)

@@ -32,6 +32,11 @@ ABSENT = {
     "celery_exporter_snapshots_invalid_total": "all snapshots are valid",
     "celery_exporter_sentry_events_total": "there is no Sentry",
     "celery_exporter_spans_total": "there is nobody to send spans to",
+    "celery_exporter_state_success": "there is no state file",
+    "celery_exporter_state_saved_timestamp_seconds": "there is no state file",
+    "celery_exporter_state_left_out": "there is no state file",
+    "celery_exporter_web_config_reload_success": "there is no web configuration file",
+    "celery_worker_nodes": "workers have their own names",
 }
 
 #: Seconds in which everything is to be seen; some 30 on an idle machine, and chance has a part in it.

