@@ -20,7 +20,6 @@ app.conf.update(
     task_send_sent_event=True,
     task_ignore_result=True,
     task_publish_retry=False,
-    task_acks_late=False,
     broker_connection_retry_on_startup=True,
     worker_send_task_events="SAMPLE_SIGNALS" not in os.environ,
 )

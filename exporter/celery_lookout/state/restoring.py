@@ -86,8 +86,7 @@ class ClusterReader:
         cluster = self._cluster
         for queue in cluster.queues._queues.values():
             _sort(queue)
-        cluster.workers._deaf_since = self._saved_at if self._deaf_since is None else self._deaf_since
-        cluster.workers._silenced_by.add("connection")
+        cluster.workers.silenced("connection", self._saved_at if self._deaf_since is None else self._deaf_since)
         cluster.shift(now - self._saved_at, now)
         cluster.snapshots.recount()
         cluster.goes_on = True
