@@ -59,14 +59,13 @@ class LabelBudget:
         if name is None or name == OTHER:
             self._drop("denied")
             name = OTHER
-        elif name not in self._names and name != UNKNOWN:
-            if len(self._names) >= self._limit:
-                self._drop("limit")
+        elif name != UNKNOWN:
+            name = self._place(name)
+            if name is OTHER:
                 return OTHER
-            self._names[name] = name
         if len(self._known) >= self._limit + REMEMBERED:
             self._known.clear()
-        self._known[value] = name = self._names.get(name, name)
+        self._known[value] = name
         return name
 
     def keep(self, name: str) -> str:
@@ -76,6 +75,10 @@ class LabelBudget:
         if not self._rules.lets_through(name):
             self._drop("denied")
             return OTHER
+        return self._place(name)
+
+    def _place(self, name: str) -> str:
+        """Return our copy of *name*, which has a place from now on; ``_other`` when there is none left."""
         if name not in self._names:
             if len(self._names) >= self._limit:
                 self._drop("limit")
