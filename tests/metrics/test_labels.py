@@ -83,6 +83,11 @@ def test_harmless_patterns_are_taken(pattern: str) -> None:
     Rename.parse(f"{pattern}=x", "label.task-rename")
 
 
+def test_a_pattern_that_another_python_may_read_otherwise_is_refused() -> None:
+    with pytest.raises(SettingsError, match="nested set"):
+        Rename.parse("[[a]=x", "label.task-rename")
+
+
 @given(st.text(st.sampled_from("ab()[]{}*+?|\\=$1.,^:"), max_size=12))
 def test_any_text_is_taken_or_refused(text: str) -> None:
     try:

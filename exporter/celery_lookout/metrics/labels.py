@@ -8,6 +8,7 @@ a value could keep busy for ever is refused, and long values are not looked at.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -46,11 +47,15 @@ class Rename:
         try:
             if not equals or not source:
                 raise ValueError("write for example celery@(.+)-[a-z0-9]+-[a-z0-9]+=$1")
-            pattern = re.compile(source)
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "error", FutureWarning
+                )  # of sets in sets, which another Python may read otherwise
+                pattern = re.compile(source)
             if _can_explode(source):
                 raise ValueError("what is repeated must not hold a repetition or alternatives itself")
             return cls(pattern, _template(replacement, pattern))
-        except (re.error, ValueError, RecursionError, OverflowError) as error:
+        except (re.error, ValueError, RecursionError, OverflowError, FutureWarning) as error:
             raise SettingsError(f"--{option} {text!r} is not PATTERN=REPLACEMENT: {error}") from None
 
     def apply(self, value: str) -> str:
