@@ -14,7 +14,8 @@ from celery_lookout.events import Event
 from celery_lookout.readings import ActiveTask
 from celery_lookout.state import coverage as module
 from celery_lookout.state.boots import STALE_SECONDS
-from celery_lookout.state.tasks import ENDED_SECONDS, HOLD_SECONDS
+from celery_lookout.state.tasks import ENDED_SECONDS
+from celery_lookout.state.unsent import HOLD_SECONDS
 from tests.clusters import (
     EPOCH,
     Watched,

@@ -10,7 +10,8 @@ import pytest
 from celery_lookout.events import Event
 from celery_lookout.readings import ActiveTask, ConsumedQueue, WorkerReading
 from celery_lookout.state.cluster import ClusterOptions, Limits
-from celery_lookout.state.tasks import ENDED_SECONDS, HELD_LIMIT, HOLD_SECONDS, SENT_EXPECTED_SECONDS
+from celery_lookout.state.tasks import ENDED_SECONDS
+from celery_lookout.state.unsent import HELD_LIMIT, HOLD_SECONDS, SENT_EXPECTED_SECONDS
 from tests.clusters import (
     EPOCH,
     Watched,

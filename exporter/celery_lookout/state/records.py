@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -107,13 +106,6 @@ class Task(Struct, gc=False):
         """Say whether a worker holds the task, whose id is *task_id*: it runs, or waits in the worker."""
         worker = self.worker
         return worker is not None and (task_id in worker.running or task_id in worker.reserved)
-
-
-class Held(Struct):
-    """Events of a task whose ``task-sent`` has not come, each with what is to be done with it."""
-
-    since: float
-    events: list[tuple[Callable[[Event], None], Event]]
 
 
 def waits_from(event: Event) -> float:

@@ -15,7 +15,7 @@ from .beat import _Beat
 from .boots import Boot
 from .cluster import Cluster, _Vanished
 from .queues import Queue
-from .records import Attempt, Held, Row, RunningTasks
+from .records import Attempt, Row, RunningTasks
 from .saved import (
     SavedBeat,
     SavedBoot,
@@ -228,7 +228,7 @@ class ClusterReader:
             for counts, event in held.events
             if event.type in tasks.handlers
         ]
-        tasks._held[held.id] = Held(self._saved_at, events)
+        tasks._unsent.restore(held.id, events, self._saved_at)
 
     def _take_ended(self, ended: SavedEnded) -> None:
         self._cluster.tasks._ended.append((ended.at, ended.id))

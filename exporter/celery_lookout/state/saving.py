@@ -62,8 +62,8 @@ class _Saving:
                 yield from _totals(boot)
         for task_id, one in tasks._tasks.items():
             yield self._task(task_id, one)
-        for task_id, held in tasks._held.items():
-            yield SavedHeld(task_id, tuple((handle != tasks.note, event) for handle, event in held.events))
+        for task_id, held in tasks._unsent.items():
+            yield SavedHeld(task_id, tuple((handle != tasks.note, event) for handle, event in held))
         for at, task_id in tasks._ended:
             if task_id in tasks._tasks:
                 yield SavedEnded(at, task_id)

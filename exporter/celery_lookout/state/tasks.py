@@ -31,18 +31,10 @@ from ..readings import ActiveTask
 from . import reports
 from .exceptions import TERMINATIONS, exception_class
 from .queues import Queue, Queues
-from .records import NO_WORK, Attempt, Held, Row, RunningTasks, Task, Work, waits_from
+from .records import NO_WORK, Attempt, Row, RunningTasks, Task, Work, waits_from
 from .routes import Routes
+from .unsent import Put, Unsent
 from .workers import Worker, Workers
-
-#: Seconds an event waits for the task's ``task-sent``. On RabbitMQ 0.7 was the longest seen.
-HOLD_SECONDS: Final = 1.0
-
-#: Tasks held at a time; past that the one held longest is counted as it is.
-HELD_LIMIT: Final = 100_000
-
-#: Without any ``task-sent`` for this long, publishers do not send it, and nothing is held.
-SENT_EXPECTED_SECONDS: Final = 60.0
 
 #: Seconds for which a task that ended is remembered.
 ENDED_SECONDS: Final = 60.0
@@ -92,9 +84,8 @@ class Tasks:
         self._trace_id_of = trace_id_of
         self._tasks: dict[str, Task] = {}
         self._rows: dict[tuple[str, str], Row] = {}
-        self._held: dict[str, Held] = {}
+        self._unsent = Unsent()
         self._ended: deque[tuple[float, str]] = deque()
-        self._sent_heard_at: float | None = None
         self._now = 0.0
         #: What to call when an event of each type counts.
         self.handlers: dict[str, Callable[[Event], None]] = {
@@ -114,10 +105,8 @@ class Tasks:
     def tick(self, now: float) -> None:
         """Count the events that waited long enough for their ``task-sent``, and forget tasks that ended a while ago."""
         self._now = now
-        if self._sent_heard_at is None:
-            self._sent_heard_at = now  # publishers get the benefit of the doubt at first
-        for task_id in self._held_long_enough(now):
-            self._count_held(task_id, self._held.pop(task_id))
+        for task_id in self._unsent.due(now):
+            self._count_held(task_id, self._unsent.pop(task_id))
         while self._ended and now - self._ended[0][0] > ENDED_SECONDS:
             task_id = self._ended.popleft()[1]
             task = self._tasks.get(task_id)
@@ -130,10 +119,7 @@ class Tasks:
 
     def shift(self, seconds: float) -> None:
         """Move what is measured on our own clock by *seconds*."""
-        if self._sent_heard_at is not None:
-            self._sent_heard_at += seconds
-        for held in self._held.values():
-            held.since += seconds
+        self._unsent.shift(seconds)
         self._ended = deque((at + seconds, task_id) for at, task_id in self._ended)
 
     def refresh(self, now: float) -> None:
@@ -184,7 +170,7 @@ class Tasks:
     # -- events
 
     def _sent(self, event: Event) -> None:
-        self._sent_heard_at = self._now
+        self._unsent.hear_sent(self._now)
         task = self._tasks.get(event.uuid)
         queue = self._routes.queue_of_sent(event)
         row = self.row(event.name or UNKNOWN, queue or UNKNOWN)
@@ -208,8 +194,8 @@ class Tasks:
             task.waits_from = since
         if retries > task.retries and not task.final_at:
             row.queue.unreceived[event.uuid] = since
-        held = self._held.pop(event.uuid, None)
-        if held is not None:
+        held = self._unsent.pop(event.uuid)
+        if held:
             self._replay(held)
         else:
             self._observe_wait(event.uuid, task)
@@ -362,7 +348,7 @@ class Tasks:
         """Keep the table tidy with an event that counts for nothing, since the worker's snapshots tell of it."""
         task = self._tasks.get(event.uuid)
         if task is None:
-            self._put_aside(event, self.note)
+            self._unsent.put_aside(event, self.note, self._now)
             return
         self._let_go(event.uuid, task)
         if event.type == "task-received":
@@ -380,40 +366,20 @@ class Tasks:
         task = self._tasks.get(event.uuid)
         if task is not None:
             return task
-        if self._put_aside(event, self.handlers[event.type]):
+        if self._unsent.put_aside(event, self.handlers[event.type], self._now):
             return None
         return self._adopt(event.uuid, event.name, event.hostname)
 
-    def _put_aside(self, event: Event, handle: Callable[[Event], None]) -> bool:
-        """Hold the event of an unknown task until its ``task-sent`` comes; return False when none is expected."""
-        held = self._held.get(event.uuid)
-        if held is None:
-            if self._sent_heard_at is None or self._now - self._sent_heard_at >= SENT_EXPECTED_SECONDS:
-                return False
-            held = self._held[event.uuid] = Held(self._now, [])
-        held.events.append((handle, event))
-        return True
-
-    def _held_long_enough(self, now: float) -> list[str]:
-        """Return the ids whose events are to be counted now, oldest first; all at once, as ``EVICTED_SHARE`` tells."""
-        excess = len(self._held) - HELD_LIMIT
-        found: list[str] = []
-        for task_id, held in self._held.items():
-            if now - held.since < HOLD_SECONDS and len(found) >= excess:
-                break
-            found.append(task_id)
-        return found
-
-    def _count_held(self, task_id: str, held: Held) -> None:
-        counted = [event for handle, event in held.events if handle != self.note]
+    def _count_held(self, task_id: str, held: list[Put]) -> None:
+        counted = [event for handle, event in held if handle != self.note]
         if counted:
             name = next((event.name for event in counted if event.name), None)
             self._adopt(task_id, name, counted[0].hostname)
             self._replay(held)
 
     @staticmethod
-    def _replay(held: Held) -> None:
-        for handle, event in held.events:
+    def _replay(held: list[Put]) -> None:
+        for handle, event in held:
             handle(event)
 
     def _adopt(self, task_id: str, name: str | None, worker_name: str) -> Task:
@@ -545,9 +511,7 @@ class Tasks:
             worker.running[active.task_id] = task
         else:
             worker.reserved[active.task_id] = self._now
-        held = self._held.pop(active.task_id, None)
-        if held is not None:
-            self._replay(held)
+        self._replay(self._unsent.pop(active.task_id))
 
     def let_go_silently(self, worker: Worker, task_ids: Iterable[str]) -> None:
         """
