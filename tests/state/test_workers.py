@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from celery_lookout.events import Event
 from celery_lookout.readings import ConsumedQueue, WorkerReading
 from celery_lookout.state.workers import KEEP_SECONDS
 from tests.clusters import EPOCH, Watched, heartbeat, offline, online, received, sent, series, started, succeeded
@@ -429,6 +430,39 @@ def test_a_worker_that_found_the_broker_again_has_lost_what_was_missed_only(watc
     watched.hear(online(watched.seconds, processed=23))
     beat_on(watched, 10, processed=23)
     assert watched.series()[LOST] == 3
+
+
+def busy_life(seconds: int) -> list[list[Event]]:
+    """Return what a worker says in each second: it runs a task and sends a heartbeat."""
+    return [
+        [
+            received(at, uuid=f"t{at}", clock=4 * at + 1),
+            started(at, uuid=f"t{at}", clock=4 * at + 2),
+            succeeded(at, uuid=f"t{at}", clock=4 * at + 3),
+            heartbeat(at + 0.5, processed=at + 1, clock=4 * at + 4),
+        ]
+        for at in range(seconds)
+    ]
+
+
+@pytest.mark.parametrize("again", [0, 1, 2, 6])
+def test_what_rabbitmq_sends_again_hides_no_loss_and_is_none(watched: Watched, again: int) -> None:
+    """The connection is cut three times; so many seconds come again, and then go on or, once, are lost for 5 s."""
+    life = busy_life(40)
+    told: list[list[Event]] = []
+    for begin, end in ((0, 10), (10, 20), (25, 35), (35, 40)):
+        for second in told[len(told) - again :] + life[begin:end]:
+            watched.hear(*second, live=False)
+        told += life[begin:end]
+        watched.cluster.broker_lost(watched.now)
+        watched.cluster.broker_found(watched.now, gap=True)
+    assert watched.series()[LOST] == 5
+
+
+def test_a_goodbye_that_comes_again_is_of_the_past(watched: Watched) -> None:
+    watched.hear(heartbeat(0, clock=1), offline(1, clock=2), online(5, clock=3))
+    watched.hear(offline(1, clock=2), live=False)
+    assert watched.series()[UP] == 1
 
 
 def test_a_worker_first_heard_in_the_middle_of_its_life_has_lost_nothing(watched: Watched) -> None:

@@ -31,6 +31,7 @@ from .queues import Queues
 from .records import RunningTasks
 from .routes import Routes
 from .snapshots import Snapshots
+from .starts import Moment
 from .tasks import Tasks
 from .workers import Worker, Workers
 
@@ -394,11 +395,11 @@ class Cluster:
             return
         worker.sends_task_events = True
         if event.type == "task-started":
-            worker.starts += 1  # at once, even if the event has to wait: the worker's heartbeats are held against it
+            worker.starts.hear(event)  # at once, even if the event has to wait: heartbeats are held against it
         self.precedence.hear(worker, event)
 
     def _heartbeat(self, event: Event) -> None:
-        worker = self.workers.get(event.hostname)
+        worker = self._heard_from(event)
         if worker is None:
             return
         self.precedence.meet(worker, event)
@@ -408,8 +409,16 @@ class Cluster:
         if lost and not worker.coverage.is_open:
             self.exporter.events_lost.inc(lost)
 
-    def _offline(self, event: Event) -> None:
+    def _heard_from(self, event: Event) -> Worker | None:
+        """Return the worker that *event* is about; None if it cannot be followed, or has said this before."""
         worker = self.workers.get(event.hostname)
+        if worker is None or not worker.newest_word.is_before(event):
+            return None
+        worker.newest_word = Moment.of(event)
+        return worker
+
+    def _offline(self, event: Event) -> None:
+        worker = self._heard_from(event)
         if worker is not None:
             self.workers.offline(worker, self._now)
             if event.active == 0:  # what we still think it runs ended without an event: ignored, say

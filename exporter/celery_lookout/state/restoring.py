@@ -32,7 +32,8 @@ from .saved import (
     SavedVanished,
     SavedWorker,
 )
-from .workers import Unseen, Worker
+from .starts import Unseen
+from .workers import Worker
 
 
 class ClusterReader:
@@ -147,15 +148,16 @@ class ClusterReader:
         worker.pool = saved.pool
         worker.slots = saved.slots
         worker.queues = tuple(ConsumedQueue(*queue) for queue in saved.queues)
-        worker.starts = saved.starts
-        worker.counted_from = saved.counted_from
-        worker.processed = saved.processed
-        worker.unseen.extend(Unseen(*unseen) for unseen in saved.unseen)
-        worker.before_gap = None if saved.before_gap is None else Unseen(*saved.before_gap)
-        worker.quiet_share = saved.quiet_share
+        starts = worker.starts
+        starts.seen = saved.starts
+        starts.counted_from = saved.counted_from
+        starts.processed = saved.processed
+        starts.unseen.extend(Unseen(*unseen) for unseen in saved.unseen)
+        starts.before_gap = None if saved.before_gap is None else Unseen(*saved.before_gap)
+        starts.quiet_share = saved.quiet_share
+        starts.seen_at_heartbeat = saved.starts_at_heartbeat
+        starts.silent_heartbeats = saved.silent_heartbeats
         worker.sends_task_events = saved.sends_task_events
-        worker.starts_at_heartbeat = saved.starts_at_heartbeat
-        worker.silent_heartbeats = saved.silent_heartbeats
         worker.sends_heartbeats = saved.sends_heartbeats
         worker.told_running = self._running(saved.told_running)
         worker.is_unheard = self._loses

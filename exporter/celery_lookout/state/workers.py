@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import nsmallest
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from ..events import Event
 from ..metrics.limits import DropReason
@@ -20,6 +20,7 @@ from ..probes.names import is_broadcast, is_fit
 from ..readings import ConsumedQueue, WorkerReading
 from ..snapshots import WorkerSnapshot
 from .coverage import Coverage
+from .starts import EARLIEST, Moment, Starts
 
 if TYPE_CHECKING:
     from .records import RunningTasks, Task
@@ -48,16 +49,6 @@ FORGOTTEN_SHARE: Final = 0.01
 
 #: Heartbeats over which the clock skew is taken: messages are only ever late, so the largest difference is the truest.
 SKEW_SAMPLES: Final = 8
-
-#: Heartbeats over which a worker's count is compared with ours, and found silent: events overtake each other a little.
-SETTLING_HEARTBEATS: Final = 2
-
-
-class Unseen(NamedTuple):
-    """Starts that a worker had counted and we had not seen, when it had ``processed`` so many."""
-
-    starts: int
-    processed: int
 
 
 @dataclass(slots=True, eq=False)
@@ -90,20 +81,10 @@ class Worker:
     #: they could start.
     reserved: dict[str, float] = field(default_factory=dict)
     running: dict[str, Task] = field(default_factory=dict)
-    #: Starts we saw since ``counted_from``, which was the worker's own count then.
-    starts: int = 0
-    counted_from: int | None = None
-    processed: int = 0
-    #: How many of its starts we did not see, at the last heartbeats. Events overtake each other: the least is true.
-    unseen: deque[Unseen] = field(default_factory=lambda: deque(maxlen=SETTLING_HEARTBEATS))
-    #: The least of them before the gap that is being measured; None while there is none.
-    before_gap: Unseen | None = None
-    #: Part of its starts that we do not see in ordinary operation: of tasks with ``send_events = False``.
-    quiet_share: float = 0.0
+    starts: Starts = field(default_factory=Starts)
+    #: Of its newest word about itself.
+    newest_word: Moment = EARLIEST
     sends_task_events: bool | None = None
-    #: Starts seen by the last heartbeat, and the heartbeats since in which the worker counted starts and we saw none.
-    starts_at_heartbeat: int = 0
-    silent_heartbeats: int = 0
     scheduled: int | None = None
     #: What its snapshots say, of which these three hold while they count.
     coverage: Coverage = field(default_factory=Coverage)
@@ -134,7 +115,7 @@ class Worker:
         """
         if event.pid is not None and self.pid not in (None, event.pid):
             return True
-        return event.type == "worker-online" and (not event.processed or event.processed < self.processed)
+        return event.type == "worker-online" and (not event.processed or event.processed < self.starts.processed)
 
     def live_until(self, time: float) -> None:
         """It gave a sign of life of its own. Before the first one, an answer had to do, which lasts for longer."""
@@ -221,7 +202,7 @@ class Workers:
     def measure_gap(self) -> None:
         """Something of what workers said may be gone: find out how much."""
         for worker in self._workers.values():
-            self._measure_gap(worker)
+            worker.starts.measure_gap()
 
     def shift(self, seconds: float, now: float) -> None:
         """Move what is measured on our own clock by *seconds*. Nothing was heard later than *now*."""
@@ -259,7 +240,12 @@ class Workers:
         if live:
             worker.differences.append(event.timestamp - now)
         self._show_load(worker, event)
-        return 0 if event.processed is None else self._compare(worker, event.processed)
+        if event.processed is None:
+            return 0
+        lost = worker.starts.compare(event.processed)
+        if worker.starts.are_silent:
+            worker.sends_task_events = False
+        return lost
 
     def offline(self, worker: Worker, now: float) -> None:
         """Take in ``worker-offline``: it finished what it had and said goodbye, or its broker was away."""
@@ -379,11 +365,7 @@ class Workers:
         worker.boots += 1
         worker.greetings += 1
         worker.reserved.clear()
-        worker.starts = worker.starts_at_heartbeat = worker.silent_heartbeats = worker.processed = 0
-        worker.counted_from = 0
-        worker.unseen.clear()
-        if worker.before_gap is not None:
-            worker.before_gap = Unseen(0, 0)
+        worker.starts.begin_anew()
         worker.scheduled = None
         worker.differences.clear()
 
@@ -391,45 +373,7 @@ class Workers:
         """The process lost its connection and has a new one: nobody may have heard what it did meanwhile."""
         worker.greetings += 1
         worker.reserved.clear()  # it has forgotten what it had not started
-        self._measure_gap(worker)
-
-    @staticmethod
-    def _measure_gap(worker: Worker) -> None:
-        """Begin to measure what was lost of a worker's starts; a gap that follows at once belongs to the one before."""
-        if worker.before_gap is None and worker.unseen:
-            worker.before_gap = least = min(worker.unseen)
-            counted = least.processed - (worker.counted_from or 0)
-            worker.quiet_share = min(max(least.starts / counted, 0.0), 1.0) if counted > 0 else 0.0
-        worker.unseen.clear()
-
-    def _compare(self, worker: Worker, processed: int) -> int:
-        """Hold the worker's count of starts against ours."""
-        if worker.counted_from is None or processed < worker.processed:
-            worker.counted_from = processed - worker.starts
-        self._judge_silence(worker, processed)
-        worker.processed = processed
-        worker.unseen.append(Unseen(processed - worker.counted_from - worker.starts, processed))
-        before = worker.before_gap
-        if before is None or len(worker.unseen) < SETTLING_HEARTBEATS:
-            return 0
-        worker.before_gap = None
-        least = min(worker.unseen)
-        lost = max(round(least.starts - before.starts - worker.quiet_share * (least.processed - before.processed)), 0)
-        worker.counted_from += lost
-        worker.unseen.clear()
-        worker.unseen.append(Unseen(least.starts - lost, least.processed))
-        return lost
-
-    @staticmethod
-    def _judge_silence(worker: Worker, processed: int) -> None:
-        """Starts that the worker counts and nobody hears of mean that its task events are off."""
-        if worker.starts != worker.starts_at_heartbeat:
-            worker.silent_heartbeats = 0
-        elif processed > worker.processed or worker.silent_heartbeats:
-            worker.silent_heartbeats += 1
-            if worker.silent_heartbeats > SETTLING_HEARTBEATS:
-                worker.sends_task_events = False
-        worker.starts_at_heartbeat = worker.starts
+        worker.starts.measure_gap()
 
     def _show_load(self, worker: Worker, event: Event) -> None:
         metrics, name = self._metrics, worker.name
