@@ -37,13 +37,17 @@ def events(rabbit_broker: conftest.Broker, proxy: FaultProxy) -> Iterator[AmqpEv
     url = rabbit_broker.url.replace(f":{rabbit_broker.server.port}/", f":{proxy.port}/")
     events = AmqpEvents(Broker(url), EventDecoder(Watched().cluster.refused))
     events.open()
-    with kombu.Connection(rabbit_broker.url) as connection, connection.channel() as channel:
-        exchange = kombu.Exchange("celeryev", "topic", channel=channel)
-        for number in range(EVENTS):
-            body = {"type": "task-succeeded", "timestamp": time.time(), "hostname": "w@h", "uuid": str(number)}
-            exchange.publish(exchange.Message(json.dumps(body), content_type="application/json"), "task.succeeded")
+    publish(rabbit_broker.url, EVENTS)
     yield events
     events.close()
+
+
+def publish(url: str, count: int) -> None:
+    with kombu.Connection(url) as connection, connection.channel() as channel:
+        exchange = kombu.Exchange("celeryev", "topic", channel=channel)
+        for number in range(count):
+            body = {"type": "task-succeeded", "timestamp": time.time(), "hostname": "w@h", "uuid": str(number)}
+            exchange.publish(exchange.Message(json.dumps(body), content_type="application/json"), "task.succeeded")
 
 
 def read(events: AmqpEvents, count: int) -> list[str]:
@@ -68,6 +72,29 @@ def test_what_was_settled_does_not_come_again_and_the_rest_does(events: AmqpEven
     events.open()
     after = read(events, EVENTS - len(before))
     assert [*before, *after] == [str(number) for number in range(EVENTS)]
+
+
+def test_what_waited_or_comes_again_is_not_of_now(events: AmqpEvents, rabbit_broker: conftest.Broker) -> None:
+    live = []
+
+    def look(count: int) -> None:
+        read(events, count)
+        live.append(events.live)
+
+    look(EVENTS)
+    events.close()
+    events.open()
+    events._backlog = 0  # RabbitMQ may put back what it had sent after it has told us how much waits
+    look(EVENTS)
+    events.settle()
+    events.farewell()
+    events.close()
+    publish(rabbit_broker.url, 2)
+    events.open()
+    look(2)
+    publish(rabbit_broker.url, 1)
+    look(1)
+    assert live == [True, False, False, True]
 
 
 def test_a_broker_that_hangs_does_not_keep_us(events: AmqpEvents, proxy: FaultProxy) -> None:

@@ -76,15 +76,11 @@ class AmqpEvents:
         self._read_tag = 0
         self._settled_tag = 0
         self._backlog = 0
+        self.live = True
         self._binding = bind(_CHANNEL, self._queue, broker.event_exchange, "#")
         self._beats = 0
         # Two messages of one worker have the same properties, to the byte: the verdict on them is worth keeping.
         self._judge = functools.lru_cache(maxsize=4096)(self._verdict)
-
-    @property
-    def live(self) -> bool:
-        """Whether all that waited for us when we connected has been read."""
-        return self._read_tag >= self._backlog
 
     def open(self) -> None:
         """Connect, declare and consume. Raises BrokerUnavailable."""
@@ -143,8 +139,11 @@ class AmqpEvents:
         if count == 0:
             return [], False
         events: list[Event] = []
+        self.live = self._read_tag >= self._backlog
         for delivery in self._frames.feed(bytes(self._view[:count])):
             self._read_tag = delivery.tag
+            if delivery.redelivered:
+                self.live = False
             if delivery.body is None:
                 self._decoder.refuse("too_large")
                 continue

@@ -42,7 +42,7 @@ class EventSource(Protocol):
 
     @property
     def live(self) -> bool:
-        """Whether what is read now happened now, or waited in a queue while we were away."""
+        """Whether all that was read last happened now; else some of it waited in a queue, or comes again."""
 
     def farewell(self) -> None:
         """

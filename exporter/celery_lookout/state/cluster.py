@@ -31,7 +31,7 @@ from .queues import Queues
 from .records import RunningTasks
 from .routes import Routes
 from .snapshots import Snapshots
-from .starts import Moment
+from .starts import comes_again
 from .tasks import Tasks
 from .workers import Worker, Workers
 
@@ -173,7 +173,7 @@ class Cluster:
         self._unknown = (_ignore, events.child(OTHER))
 
     def fold(self, batch: Iterable[Event], now: float, *, live: bool = True) -> None:
-        """Take in events read at *now*. Not *live* are those that waited for us in a queue while we were away."""
+        """Take in events read at *now*. Not *live* are those that waited for us in a queue, or come again."""
         self.tick(now)
         self._live = live
         handlers, unknown = self._handlers, self._unknown
@@ -395,7 +395,8 @@ class Cluster:
             return
         worker.sends_task_events = True
         if event.type == "task-started":
-            worker.starts.hear(event)  # at once, even if the event has to wait: heartbeats are held against it
+            # At once, even if the event has to wait: heartbeats are held against it.
+            worker.starts.hear(event, live=self._live)
         self.precedence.hear(worker, event)
 
     def _heartbeat(self, event: Event) -> None:
@@ -412,9 +413,9 @@ class Cluster:
     def _heard_from(self, event: Event) -> Worker | None:
         """Return the worker that *event* is about; None if it cannot be followed, or has said this before."""
         worker = self.workers.get(event.hostname)
-        if worker is None or not worker.newest_word.is_before(event):
+        if worker is None or (not self._live and comes_again(event, worker.newest_word)):
             return None
-        worker.newest_word = Moment.of(event)
+        worker.newest_word = event
         return worker
 
     def _offline(self, event: Event) -> None:

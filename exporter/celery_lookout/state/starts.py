@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from ..events import Event
 
@@ -16,27 +16,20 @@ from ..events import Event
 SETTLING_HEARTBEATS: Final = 2
 
 
-class Moment(NamedTuple):
+def comes_again(event: Event, newest: Event | None) -> bool:
     """
-    When a process sent an event, by Celery's logical clock and by its own.
+    Say whether *event* was heard before, given the *newest* one of its kind from the same worker.
 
-    The first begins anew with each process and the second may be set, so an event is old only if both say so.
+    Celery's logical clock begins anew with each process and the worker's own clock may be set, so an event is old only
+    if both say so. To be asked of what waited in a queue: a forged time must not silence what a worker says now.
     """
-
-    clock: float
-    timestamp: float
-
-    def is_before(self, event: Event) -> bool:
-        """Say whether *event* is later than this."""
-        return event.clock is None or event.clock > self.clock or event.timestamp > self.timestamp
-
-    @classmethod
-    def of(cls, event: Event) -> Self:
-        """Return the moment of *event*."""
-        return cls(event.clock or 0, event.timestamp)
-
-
-EARLIEST: Final = Moment(float("-inf"), float("-inf"))
+    return (
+        newest is not None
+        and event.timestamp <= newest.timestamp
+        and event.clock is not None
+        and newest.clock is not None
+        and event.clock <= newest.clock
+    )
 
 
 class Unseen(NamedTuple):
@@ -55,7 +48,7 @@ class Starts:
     counted_from: int | None = None
     #: The worker's own count, as it told last.
     processed: int = 0
-    newest: Moment = EARLIEST
+    newest: Event | None = None
     #: How many we did not see, at the last heartbeats. Events overtake each other: the least is true.
     unseen: deque[Unseen] = field(default_factory=lambda: deque(maxlen=SETTLING_HEARTBEATS))
     #: The least of them before the gap that is being measured; None while there is none.
@@ -71,16 +64,16 @@ class Starts:
         """Whether the worker counts starts and nobody hears of them: its task events are off."""
         return self.silent_heartbeats > SETTLING_HEARTBEATS
 
-    def hear(self, event: Event) -> None:
+    def hear(self, event: Event, *, live: bool) -> None:
         """Count ``task-started``, unless it comes again: those of a process come in the order of its clock."""
-        if self.newest.is_before(event):
+        if live or not comes_again(event, self.newest):
             self.seen += 1
-            self.newest = Moment.of(event)
+            self.newest = event
 
     def begin_anew(self) -> None:
         """A new process counts from 0."""
         self.seen = self.seen_at_heartbeat = self.silent_heartbeats = self.processed = self.counted_from = 0
-        self.newest = EARLIEST
+        self.newest = None
         self.unseen.clear()
         if self.before_gap is not None:
             self.before_gap = Unseen(0, 0)

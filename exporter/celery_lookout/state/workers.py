@@ -20,7 +20,7 @@ from ..probes.names import is_broadcast, is_fit
 from ..readings import ConsumedQueue, WorkerReading
 from ..snapshots import WorkerSnapshot
 from .coverage import Coverage
-from .starts import EARLIEST, Moment, Starts
+from .starts import Starts
 
 if TYPE_CHECKING:
     from .records import RunningTasks, Task
@@ -83,7 +83,7 @@ class Worker:
     running: dict[str, Task] = field(default_factory=dict)
     starts: Starts = field(default_factory=Starts)
     #: Of its newest word about itself.
-    newest_word: Moment = EARLIEST
+    newest_word: Event | None = None
     sends_task_events: bool | None = None
     scheduled: int | None = None
     #: What its snapshots say, of which these three hold while they count.
