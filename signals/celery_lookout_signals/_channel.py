@@ -60,10 +60,19 @@ class Channel:
         self._pause = 0.0
         self._not_before = 0.0
 
-    def publish(self, body: str) -> bool:
-        """Publish *body*, JSON text, and say whether the broker took it. Never raises, never waits for long."""
-        if time.monotonic() < self._not_before:
-            return False
+    def publish(self, body: str, *, last: bool = False) -> bool:
+        """
+        Publish *body*, JSON text, and say whether the broker took it. Never raises, never waits for long.
+
+        The *last* one is tried whatever happened before, and once more where only an old connection is known to be bad:
+        no other will tell what it says.
+        """
+        if last:
+            was_open = self._is_open
+            return self._try(body) or (was_open and self._try(body))
+        return time.monotonic() >= self._not_before and self._try(body)
+
+    def _try(self, body: str) -> bool:
         try:
             if self._way is None:
                 self._way = _way(self._app)

@@ -64,7 +64,7 @@ class WorkerSide:
 
     def announce(self) -> None:
         """Publish that we are here, before Celery takes the first task and before it forks."""
-        self._publish(final=False)
+        self._publish()
         # Pool processes must not inherit the connection. And what is true of the pool is told as soon as it is known.
         self._channel.close()
         self._next_at = 0.0
@@ -102,7 +102,7 @@ class WorkerSide:
             if not now:
                 self._look_at_processes()
             if now or time.monotonic() >= self._next_at:
-                self._publish(final=final)
+                self._publish(final=final, last=now)
         finally:
             self._busy.release()
 
@@ -113,7 +113,7 @@ class WorkerSide:
             self.tasks.pipe.forget(pid)
         self._slots = len(found) or self._slots
 
-    def _publish(self, *, final: bool) -> None:
+    def _publish(self, *, final: bool = False, last: bool = False) -> None:
         now = time.monotonic()
         self._next_at = now + self._interval
         everything = final or now >= self._everything_at
@@ -123,7 +123,7 @@ class WorkerSide:
         taken = True
         for part in parts(self.tasks.totals, everything=everything):
             body = self._envelope.wrap(fields | {"rows": part.wire()}, interval=self._interval, final=final)
-            taken = self._channel.publish(body)
+            taken = self._channel.publish(body, last=last)
             if not taken:
                 break
             part.was_taken()

@@ -308,16 +308,33 @@ def test_publishing_to_a_broker_that_hangs_takes_seconds_once_and_nothing_then(
     }
 
 
+def test_the_last_snapshot_is_tried_whatever_was_before(
+    own_broker: RedisServer | RabbitServer, make_client: Make
+) -> None:
+    """The broker hung a moment ago and answers again; or the connection broke since the snapshot before."""
+    channel = Channel(make_client(own_broker.url()).app)
+    assert channel.publish("{}")
+    own_broker.pause()
+    assert not channel.publish("{}")
+    own_broker.resume()
+    assert not channel.publish("{}")
+    assert channel.publish("{}", last=True)
+    own_broker.kill()
+    own_broker.start()
+    assert channel.publish("{}", last=True)
+    channel.close()
+
+
 def test_a_worker_lives_through_a_broker_that_hangs(
     own_broker: RedisServer | RabbitServer, tmp_path: Path, start_worker: Start, make_client: Make
 ) -> None:
     """
-    What runs, ends; on RabbitMQ what is prefetched, too. Everything is counted once.
+    What runs, ends; on RabbitMQ what is prefetched, too. Everything is counted once, if by the last snapshot alone.
 
     On Redis Celery itself waits for the broker when it acknowledges a message, without us as with us.
     """
     url = own_broker.url()
-    harm = sabotage.env(settings={"_channel:FIRST_PAUSE_SECONDS": 0.5})
+    harm = sabotage.env(settings={"_channel:FIRST_PAUSE_SECONDS": 600.0, "_channel:LAST_PAUSE_SECONDS": 600.0})
     worker = start_worker(url, signals={"interval": 0.5}, imports=[sabotage.__name__], env=harm, concurrency=1, **QUIET)
     client = make_client(url, sent_events=False)
     running = client.send("sleep", 1.0)
