@@ -89,11 +89,7 @@ class AmqpEvents:
 
         try:
             self._open()
-        except BrokerUnavailable:
-            self.close()
-            raise
         except (OSError, KombuError, AMQPError) as error:
-            self.close()
             text = describe(self._broker, error)
             if isinstance(error, AccessRefused) and "access to" in text:  # it knows the password
                 exchange = self._broker.event_exchange
@@ -125,9 +121,6 @@ class AmqpEvents:
         # Without waiting for the answer, so that py-amqp has read nothing that belongs to us.
         channel.basic_consume(self._queue, no_ack=False, exclusive=True, nowait=True, consumer_tag="celery-lookout")
         self._wire = Wire(amqp.transport.sock, self._broker)
-        # A heartbeat may have come along with the last answer.
-        for _ in self._frames.feed(bytes(getattr(amqp.transport, "_read_buffer", b""))):
-            pass
 
     def fileno(self) -> int:
         """Return the socket's number."""

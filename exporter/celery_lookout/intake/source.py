@@ -22,7 +22,7 @@ class EventSource(Protocol):
     answers_beats: bool
 
     def open(self) -> None:
-        """Connect, authenticate and subscribe. Raises BrokerUnavailable; may be called again after ``close``."""
+        """Connect, authenticate and subscribe. Raises BrokerUnavailable; also then ``close`` precedes the next."""
 
     def fileno(self) -> int:
         """Return the socket to wait on."""
