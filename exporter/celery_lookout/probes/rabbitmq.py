@@ -120,13 +120,10 @@ class RabbitProbe:
 
     def _declare(self, name: str) -> Any:
         """Return the counts of queue *name*, None if it does not exist or belongs to another connection alone."""
-        channel = self._session.current_channel
         try:
-            return channel.queue_declare(queue=name, passive=True)
+            return self._session.current_channel.queue_declare(queue=name, passive=True)
         except self._session.connection.channel_errors:
-            # The server closed the channel along with the answer.
-            self._session.renew_channel()
-            return None
+            return None  # RabbitMQ closed the channel along with the answer, and py-amqp has opened it again
 
     def _delayed_by_declaring(self) -> int | None:
         """Return the sum over the delayed delivery queues; None where there are none (a prefix hides them)."""

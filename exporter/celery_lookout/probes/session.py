@@ -58,7 +58,7 @@ class Session:
 
     @property
     def current_channel(self) -> Any:
-        """The channel lent at present, which ``renew_channel()`` may have replaced."""
+        """The channel lent at present."""
         return self._channel
 
     @contextmanager
@@ -98,13 +98,6 @@ class Session:
                 raise
         with self.channel() as channel:
             return question(channel)
-
-    def renew_channel(self) -> Any:
-        """Return a fresh channel after the server closed the old one, as RabbitMQ does on every refusal."""
-        with suppress(Exception):
-            self._channel.close()
-        self._channel = self.connection.channel()
-        return self._channel
 
     def close(self) -> None:
         """Take leave of the broker; never raises."""
