@@ -30,6 +30,11 @@ def bodies(messages: list[Message], *, old: bool = False) -> list[str]:
     return [message.body.decode() for message in messages if message.is_old == old]
 
 
+def waiting(on_rabbit: Channel) -> int:
+    with kombu.Connection(on_rabbit.broker.url) as connection:
+        return int(connection.default_channel.queue_declare(NAME, passive=True).message_count)
+
+
 def drain(source: SnapshotSource) -> list[Message]:
     found = []
     while messages := source.read():
@@ -107,7 +112,10 @@ def test_what_waited_is_read_in_order_and_once(channel: Channel) -> None:
 def test_more_than_a_chunk_is_read_to_the_end(channel: Channel) -> None:
     texts = [str(number) for number in range(CHUNK * 2 + 1)]
     channel.write(*texts)
-    assert bodies(drain(channel.source())) == texts
+    source = channel.source()
+    first = source.read()
+    assert len(first) <= CHUNK
+    assert bodies([*first, *drain(source)]) == texts
 
 
 def test_a_new_process_reads_on_and_is_shown_what_was_read_last(channel: Channel) -> None:
@@ -126,7 +134,7 @@ def test_a_new_process_reads_on_and_is_shown_what_was_read_last(channel: Channel
 
 
 def test_what_was_read_long_ago_is_not_shown_again(on_rabbit: Channel) -> None:
-    on_rabbit.write("a")
+    on_rabbit.write("a", "aa")
     first = on_rabbit.source()
     drain(first)
     on_rabbit.clock += SHOWN_AGAIN_SECONDS + 1
@@ -262,6 +270,52 @@ def test_a_redis_that_hangs_is_waited_for_and_no_longer(
 
 
 # -- RabbitMQ
+
+
+def test_what_comes_again_over_a_new_connection_is_new(on_rabbit: Channel) -> None:
+    """It may have been lost on its way to us."""
+    source = on_rabbit.source()
+    on_rabbit.write("a", "b")
+    drain(source)
+    source._session._drop()  # type: ignore[attr-defined]
+    assert bodies(drain(source)) == ["a", "b"]
+    on_rabbit.clock += SHOWN_AGAIN_SECONDS + 1
+    source.settle()
+    source.close()
+    assert waiting(on_rabbit) == 0
+
+
+def test_what_was_read_over_one_connection_is_not_acknowledged_over_the_next(on_rabbit: Channel) -> None:
+    """RabbitMQ closes the channel of who acknowledges what it did not send there."""
+    source = on_rabbit.source()
+    on_rabbit.write("a", "b")
+    drain(source)
+    on_rabbit.clock += SHOWN_AGAIN_SECONDS + 1
+    source.settle()
+    on_rabbit.write("c")
+    drain(source)
+    source._session._drop()  # type: ignore[attr-defined]
+    on_rabbit.clock += SHOWN_AGAIN_SECONDS / 2 + 1
+    assert bodies(drain(source)) == ["c"]
+    on_rabbit.clock += SHOWN_AGAIN_SECONDS / 2
+    source.settle()
+    assert drain(source) == []
+    source._session._drop()  # type: ignore[attr-defined]
+    on_rabbit.clock += SHOWN_AGAIN_SECONDS
+    source.settle()
+    assert bodies(drain(source)) == ["c"]
+
+
+def test_a_queue_that_was_deleted_is_made_anew(on_rabbit: Channel) -> None:
+    source = on_rabbit.source()
+    source.read()
+    with kombu.Connection(on_rabbit.broker.url) as connection:
+        connection.default_channel.queue_delete(NAME)
+    with pytest.raises(ProbeFailed, match="NOT_FOUND") as failure:
+        source.read()
+    assert "rights" not in str(failure.value)
+    assert source.read() == []
+    assert waiting(on_rabbit) == 0
 
 
 def test_properties_of_a_message_are_read_without_its_body(on_rabbit: Channel) -> None:

@@ -74,6 +74,7 @@ def page(body: bytes, status: str = "200 OK") -> bytes:
         (page(b'[{"name": 7}]'), "not RabbitMQ's list"),
         (page(b'[{"name": "q", "messages_unacknowledged": "many"}]'), "not RabbitMQ's list"),
         (page(b"[" * 100_000), "not RabbitMQ's list"),
+        (page(b'[{"name": "q", "more": ' + b"[" * 100_000), "not RabbitMQ's list"),
         (page(b"", "503 Service Unavailable"), "HTTP status 503"),
         (page(b"", "301 Moved Permanently"), "HTTP status 301"),
         (page(b"", "401 Unauthorized"), "tag 'management'"),
