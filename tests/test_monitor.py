@@ -111,6 +111,7 @@ async def test_snapshots_that_waited_are_read_before_events_that_waited(
     monkeypatch.setattr(coverage, "HELD_LIMIT", 0)  # more events than can be held
     async with watching(rabbit_broker.url) as second:
         await second.becomes(series("celery_exporter_events_total", event="task-started"), 2)
+        assert second.shown()["celery_exporter_snapshots_total"] == 1
         assert second.shown()[STARTED] == 2
         worker.start("c")
         await second.becomes(series("celery_exporter_events_total", event="task-started"), 3)
@@ -127,6 +128,7 @@ async def test_a_sidecar_that_is_refused_the_events_takes_no_snapshots(rabbit_br
             await until(lambda: "another sidecar" in (second.monitor.listener.problem or ""))
             for count in (1, 2, 3):
                 worker.tell(count)
+                await second.monitor._snapshots.next_poll()
             await first.becomes(STARTED, 3)
             await first.becomes("celery_exporter_snapshots_total", 3)
             assert second.shown()["celery_exporter_snapshots_total"] == 0
