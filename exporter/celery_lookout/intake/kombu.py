@@ -25,6 +25,10 @@ WAITING_LIMIT: Final = 10_000
 #: Messages decoded at a time.
 BATCH: Final = 500
 
+#: Seconds that the thread waits for messages at a time, and that the end waits for the thread.
+DRAIN_SECONDS: Final = 1.0
+FAREWELL_SECONDS: Final = 3.0
+
 #: Transports on which Celery publishes events to a fanout exchange instead of a topic exchange.
 _FANOUT_DRIVERS: Final = frozenset({"redis", "gcpubsub"})
 
@@ -49,6 +53,7 @@ class KombuEvents:
         self._waiting: deque[_Message] = deque()
         self._room = threading.Event()
         self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
         self._failure: str | None = None
         self._ours: socket.socket | None = None
         self._theirs: socket.socket | None = None
@@ -66,9 +71,10 @@ class KombuEvents:
         except Exception as error:  # each transport has its own errors, and kombu names only some of them
             self.close()
             raise BrokerUnavailable(describe(self._broker, error)) from error
-        threading.Thread(
+        self._thread = threading.Thread(
             target=self._drain, args=(connection, consumer, self._stop), daemon=True, name="kombu-events"
-        ).start()
+        )
+        self._thread.start()
 
     def _consumer(self, connection: Any) -> Any:
         from kombu import Consumer, Exchange, Queue
@@ -101,13 +107,17 @@ class KombuEvents:
                     self._room.wait(timeout=0.1)
                     continue
                 with contextlib.suppress(TimeoutError):
-                    connection.drain_events(timeout=1)
+                    connection.drain_events(timeout=DRAIN_SECONDS)
         except Exception as error:  # noqa: BLE001  # the thread's edge: whatever it was, the listener connects again
             self._failure = describe(self._broker, error)
             self._wake()
         finally:
             with contextlib.suppress(Exception):
                 consumer.cancel()
+                # Most of these transports know no auto-delete: events would gather there, with nobody to read them.
+                for queue in consumer.queues:
+                    queue.delete()
+            with contextlib.suppress(Exception):
                 connection.release()
 
     def _wake(self) -> None:
@@ -154,7 +164,10 @@ class KombuEvents:
         """Nothing to send: transports have their own ways, or none."""
 
     def farewell(self) -> None:
-        """Nothing to say."""
+        """Stop the thread, and wait until it has left nothing of ours behind."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(FAREWELL_SECONDS)
 
     def close(self) -> None:
         """Stop the thread, without waiting for it."""
