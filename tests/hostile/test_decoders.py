@@ -166,25 +166,41 @@ def test_one_wrong_byte_from_redis(position: int, byte: int) -> None:
         assert sum(intake.refused.values()) <= 1
 
 
+class Wired:
+    """A connection to RabbitMQ on which *data* comes with every read."""
+
+    data = b""
+
+    def read_into(self, buffer: bytearray) -> int:
+        buffer[: len(self.data)] = self.data
+        return len(self.data)
+
+
+def test_properties_that_end_early_cost_their_own_message_only() -> None:
+    """A fault would make RabbitMQ deliver it again, for ever."""
+    intake, wire = Intake(), Wired()
+    source = AmqpEvents(Broker("amqp://localhost"), intake.decoder)
+    source._wire = wire  # type: ignore[assignment]
+    good = message(2, json.dumps(EVENT).encode())
+    wire.data = message(1, b"{}").replace(frame(2, _small_header()), frame(2, _header(b"\x80\0"))) + good
+    assert len(source.read(NOW)[0]) == 1
+    assert intake.refused == {"envelope": 1}
+
+
 def test_properties_that_are_never_the_same_are_not_remembered() -> None:
     """Each message may have headers of a hundred kilobytes that no other has."""
+    wire = Wired()
     source = AmqpEvents(Broker("amqp://localhost"), Intake().decoder)
-
-    class Wired:
-        def read_into(self, buffer: bytearray) -> int:
-            buffer[: len(data)] = data
-            return len(data)
-
-    source._wire = Wired()  # type: ignore[assignment]
+    source._wire = wire  # type: ignore[assignment]
     for number in range(10):
         text = f"{number:04d}".encode() * 250 + b"x" * 25
         table = b"\x01aS" + struct.pack(">I", len(text)) + text
         properties = struct.pack(">H", 1 << 13) + struct.pack(">I", len(table)) + table
         assert len(properties) > KEPT_BYTES
-        data = message(number + 1, b"{}").replace(frame(2, _small_header()), frame(2, _header(properties)))
+        wire.data = message(number + 1, b"{}").replace(frame(2, _small_header()), frame(2, _header(properties)))
         source.read(NOW)
     assert source._judge.cache_info().currsize == 0
-    data = message(11, b"{}")
+    wire.data = message(11, b"{}")
     source.read(NOW)
     assert source._judge.cache_info().currsize == 1
 
