@@ -165,11 +165,27 @@ def test_too_large(file: StateFile, path: Path, monkeypatch: pytest.MonkeyPatch)
     file.write([Part(watched=a_cluster())], NOW)
     monkeypatch.setattr(checkpoint, "FILE_LIMIT", 500)
     expect_unusable(file, path, "more than 500")
+    with pytest.raises(OSError, match="larger than 500 bytes"):
+        file.write([Part(watched=a_cluster())], NOW)
+    assert names(path) == ["lookout.state.unreadable"]
 
 
 def test_no_plain_file(file: StateFile, path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(StateUnusable, match="not a plain file"):
+        file.restore([Part()], NOW)
+
+
+def test_one_that_cannot_be_read(file: StateFile, path: Path) -> None:
+    path.symlink_to(path)
+    with pytest.raises(StateUnusable, match=r"it cannot be read: Too many levels .*; it is now .*\.unreadable"):
+        file.restore([Part()], NOW)
+
+
+def test_one_that_cannot_be_put_aside_either(file: StateFile, path: Path) -> None:
+    path.write_bytes(b"")
+    path.with_name("lookout.state.unreadable").mkdir()
+    with pytest.raises(StateUnusable, match=r"it cannot be put aside either \(Is a directory\): remove it"):
         file.restore([Part()], NOW)
 
 
@@ -233,11 +249,44 @@ def test_damaged_anywhere(content: bytes, tmp_path_factory: pytest.TempPathFacto
     assert restore_bytes(tmp_path_factory.getbasetemp() / "damaged", content) is None
 
 
-def sealed(blocks: list[bytes]) -> bytes:
+def sealed(blocks: list[bytes], end: int = 0) -> bytes:
     """Return a file with these blocks and the right checksum: what only a forger, or a fault of ours, can make."""
     body = MAGIC + checkpoint._LENGTH.pack(VERSION)
-    body += b"".join(checkpoint._LENGTH.pack(len(block)) + block for block in blocks) + checkpoint._LENGTH.pack(0)
+    body += b"".join(checkpoint._LENGTH.pack(len(block)) + block for block in blocks) + checkpoint._LENGTH.pack(end)
     return body + hashlib.blake2b(body, digest_size=16).digest()
+
+
+HEAD: list[Any] = ["header", "0", NOW]
+SECTION: list[Any] = ["section", "broker a"]
+
+
+def block(*records: list[Any]) -> bytes:
+    return msgspec.msgpack.encode(records)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        pytest.param(sealed([]), "no beginning", id="empty"),
+        pytest.param(sealed([block(SECTION)]), "no beginning", id="without a beginning"),
+        pytest.param(sealed([block(HEAD, SECTION, HEAD)]), "two beginnings", id="two beginnings"),
+        pytest.param(sealed([block(HEAD, SECTION), block(SECTION)]), "broker a twice", id="one broker twice"),
+        pytest.param(sealed([block(HEAD)], end=2**31), "impossible size", id="a block larger than the file"),
+        pytest.param(sealed([b"\xc1"]), "a record of it is none", id="no msgpack"),
+        pytest.param(sealed([b"\x91\x93\xa6header\xa1\xff\0"]), "a record of it is none", id="no text"),
+        pytest.param(sealed([b"\x91\x94\xa6header\xa10\0" + 10_000 * b"\x91"]), "is none: maximum", id="too deep"),
+        pytest.param(sealed([block(["header", "0", 1e300])]), "a record of it is none", id="saved at no time"),
+        pytest.param(
+            sealed([block(HEAD, SECTION, ["number", [], -1])]), "a record of it is none", id="a counter below 0"
+        ),
+        pytest.param(
+            sealed([block(HEAD, SECTION, ["histogram", [], [-1], 0])]), "a record of it is none", id="a bucket below 0"
+        ),
+    ],
+)
+def test_what_only_a_fault_of_ours_could_have_written(content: bytes, reason: str, file: StateFile, path: Path) -> None:
+    path.write_bytes(content)
+    expect_unusable(file, path, reason)
 
 
 EMPTY_LIST = 0x90
@@ -364,6 +413,21 @@ def test_a_block_that_grows_too_large_is_divided(file: StateFile, monkeypatch: p
     with pytest.raises(OSError, match="larger than 50"):
         file.write([Part(watched=a_cluster())], NOW)
     assert names(path) == []
+
+
+def test_it_is_there_as_a_whole_or_not_at_all(file: StateFile, path: Path) -> None:
+    """Until the last record is written nothing has happened to what lies under the name."""
+    path.write_bytes(b"of before")
+    seen = []
+
+    class Late(Part):
+        def saved(self, now: float) -> Iterator[SavedRecord]:
+            yield from super().saved(now)
+            seen.append(path.read_bytes())
+
+    file.write([Late()], NOW)
+    assert seen == [b"of before"]
+    assert path.read_bytes().startswith(MAGIC)
 
 
 def test_a_link_in_the_way_is_not_followed(file: StateFile, path: Path, tmp_path: Path) -> None:

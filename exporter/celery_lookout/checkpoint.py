@@ -313,7 +313,9 @@ def _take(records: Iterator[_Record], readers: Mapping[str, Reader]) -> tuple[li
             reader = readers.get(record.key)
             if reader is None:
                 others.append(record.key)
-            elif reader not in found:
+            elif reader in found:
+                raise StateUnusable(f"it has {record.key} twice")
+            else:
                 found.append(reader)
         elif isinstance(record, Header):
             raise StateUnusable("it has two beginnings")
@@ -349,7 +351,7 @@ def _check(file: BinaryIO) -> None:
     while left > 0 and (piece := file.read(min(left, _PIECE_BYTES))):
         digest.update(piece)
         left -= len(piece)
-    if left or file.read(_DIGEST_BYTES + 1) != digest.digest():
+    if left or file.read(_DIGEST_BYTES) != digest.digest():
         raise StateUnusable("it is damaged or cut off: its checksum is wrong")
     file.seek(len(start))
 
