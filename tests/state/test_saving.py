@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,34 @@ from hypothesis import strategies as st
 
 from celery_lookout.events import Event
 from celery_lookout.intake.decode import EventDecoder
+from celery_lookout.metrics.kept import Kept, KeptFamily, KeptHistogram, KeptNumber
 from celery_lookout.metrics.registry import OTHER
 from celery_lookout.snapshots import WorkerSnapshot
+from celery_lookout.state import snapshots
 from celery_lookout.state.cluster import LOST_AFTER_SECONDS, ClusterOptions, Limits
-from celery_lookout.state.saved import SavedRecord, SavedTask
+from celery_lookout.state.restoring import ClusterReader
+from celery_lookout.state.saved import (
+    SavedBeat,
+    SavedBoot,
+    SavedClock,
+    SavedEnded,
+    SavedHeld,
+    SavedQueue,
+    SavedRecord,
+    SavedRoute,
+    SavedRow,
+    SavedRunning,
+    SavedTask,
+    SavedTotals,
+    SavedVanished,
+    SavedWorker,
+)
 from celery_lookout.state.saving import saved
 from celery_lookout.state.tasks import ENDED_SECONDS
 from celery_lookout.state.workers import KEEP_SECONDS
 from tests.clusters import (
     EPOCH,
+    MSGPACK,
     Watched,
     beat_snapshot,
     failed,
@@ -83,6 +103,63 @@ def test_the_next_process_shows_the_same_counters(watched: Watched) -> None:
     assert kept(after.series()) == kept(before)
     assert kept(before)[of("exceptions_total", task="mail", queue="mails", exception="OSError")] == 2
     assert after.left_out == 0
+
+
+def a_worker(name: str) -> list[SavedRecord]:
+    """Return a worker of whom everything is known, with two processes."""
+    event = heartbeat(-1, worker=name)
+    return [
+        SavedWorker(
+            name=name, freq=7.0, pid=5, boots=3, alive_until=EPOCH + 9, was_alive=True, met_at=EPOCH - 90,
+            last_heartbeat=EPOCH - 2, graceful=True, version="5.5", pool="prefork", slots=4,
+            queues=(("mails", "exchange", "key"),), starts=6, counted_from=1, processed=8, unseen=((1, 7), (2, 8)),
+            before_gap=(1, 5), quiet_share=0.25, sends_task_events=True, starts_at_heartbeat=6, silent_heartbeats=1,
+            sends_heartbeats=True, told_running=(SavedRunning(1, 2, 1, EPOCH - 50),), counted_until=EPOCH - 3,
+            counted_starts=4, held=(event,),
+        ),
+        *(
+            SavedBoot(
+                boot=boot, started_at=EPOCH - 80, pid=5, interval=2.0, seq=9, at=EPOCH - 2, processed=8, is_final=True,
+                heard_at=EPOCH - 1, failures_left_out=3, told_until=EPOCH - 4, rebased_at=EPOCH - 5, is_rebasing=True,
+                rebase_until=EPOCH - 6, starts_at_close=2, gap=(7, 1),
+            )
+            for boot in ("a", "b")
+        ),
+        SavedTotals("mail", "mails", {"started": (2, 8), "wait:sum": (0.5, 3.5)}),
+    ]  # fmt: skip
+
+
+def test_everything_that_is_saved_comes_back() -> None:
+    """Each field of each record has a value that it has not got by itself."""
+    records: list[SavedRecord] = [
+        SavedClock(EPOCH, EPOCH - 5),
+        SavedQueue("celery"),
+        SavedQueue("mails"),
+        SavedRoute("exchange", "key", "mails"),
+        SavedRow("add", "celery"),
+        SavedRow("mail", "mails"),
+        *a_worker("v@h"),
+        *a_worker("w@h"),
+        SavedTask(
+            id="id", row=1, next_row=1, worker=1, retries=2, received_at=EPOCH - 20, started_at=EPOCH - 19, ended=True,
+            final_at=EPOCH - 18, requeued=True, before=(EPOCH - 30, EPOCH - 29), retried_at=EPOCH - 28, first_sent=True,
+            sent_retries=3, waits_from=EPOCH - 22, next_waits_from=EPOCH - 10, waited=True, runs=True,
+            reserved_at=EPOCH - 21, unreceived=EPOCH - 11, next_unreceived=EPOCH - 11,
+        ),
+        SavedHeld("late", ((True, started(-0.5, uuid="late")), (False, succeeded(-0.2, uuid="late")))),
+        SavedEnded(EPOCH - 18, "id"),
+        SavedVanished(EPOCH + 30, 1, 2, EPOCH - 30, (SavedRunning(1, 1, 1, EPOCH - 40),)),
+        SavedBeat("beat@h", EPOCH - 3),
+    ]  # fmt: skip
+    assert {type(record) for record in records} == set(SavedRecord.__args__) - set(Kept.__args__)
+    assert [record for record in records if not all(msgspec.structs.astuple(record))] == []
+    watched = Watched(begun=False)
+    reader = ClusterReader(watched.cluster, loses=False)
+    for record in MSGPACK.decode(msgspec.msgpack.encode(records)):
+        reader.take(record)
+    reader.finish(EPOCH)
+    after = saved(watched.cluster, EPOCH)
+    assert [record for record in after if not isinstance(record, Kept)] == records
 
 
 def test_what_workers_count_themselves_is_left_for_them_to_tell(watched: Watched) -> None:
@@ -165,10 +242,12 @@ def test_and_is_counted_as_it_is_when_none_comes(watched: Watched) -> None:
 def test_the_oldest_task_of_a_queue_is_still_known(watched: Watched) -> None:
     for second in range(3):
         watched.hear(sent(second, uuid=f"id{second}"))
+    watched.hear(received(3, uuid="id0"), started(3, uuid="id0"), retried(4, uuid="id0"))
+    watched.hear(sent(4, uuid="id0", retries=1))
     after = watched.restarted()
     waiting = after.cluster.queues.get("celery").unreceived
     assert waiting == watched.cluster.queues.get("celery").unreceived
-    assert list(waiting) == ["id0", "id1", "id2"]
+    assert list(waiting) == ["id1", "id2", "id0"]
 
 
 # -- workers and beat
@@ -313,6 +392,34 @@ def test_limits_hold_for_what_was_saved(watched: Watched) -> None:
     assert of("sent_total", task="new") not in after.series()
 
 
+def test_limits_hold_for_queues_and_exceptions_by_themselves() -> None:
+    names = ("a", "b", "c")
+    watched = Watched(ClusterOptions(latency_slos=dict.fromkeys(names, 1.0)))
+    for name in names:
+        watched.hear(sent(0, uuid=name, queue=name), received(0.1, uuid=name), started(5, uuid=name))
+        watched.hear(failed(6, uuid=name, exception=f"{name}()"))
+    shown = watched.restarted(options=ClusterOptions(limits=Limits(queues=1, exceptions=1))).series()
+    violations = "celery_queue_slo_violations_total"
+    assert {name: value for name, value in shown.items() if name.startswith(violations)} == {
+        series(violations, queue="a"): 1,
+        series(violations, queue=OTHER): 2,
+    }
+    exceptions = "celery_task_exceptions_total"
+    assert {name: value for name, value in shown.items() if name.startswith(exceptions)} == {
+        of("exceptions_total", queue="a", exception="a"): 1,
+        of("exceptions_total", queue=OTHER, exception=OTHER): 2,
+    }
+
+
+def test_totals_that_were_saved_count_towards_their_limit(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.poll(snapshot(0, row(started=1, succeeded=1)))
+    monkeypatch.setattr(snapshots, "TOTALS_LIMIT", 2)
+    after = watched.restarted()
+    after.poll(snapshot(5, row(started=2, succeeded=2, failed=1)))
+    assert after.series()[series("celery_exporter_snapshots_invalid_total", reason="too_many")] == 1
+    assert (after.series()[of("started_total")], after.series()[of("failed_total")]) == (2, 0)
+
+
 def test_series_past_their_limit_are_counted_and_not_shown(watched: Watched) -> None:
     for number in range(5):
         watched.hear(sent(number, uuid=f"id{number}", name=f"task{number}"))
@@ -324,29 +431,64 @@ def test_series_past_their_limit_are_counted_and_not_shown(watched: Watched) -> 
 
 
 def test_metrics_that_changed_are_left_out_and_counted(watched: Watched) -> None:
-    watched.hear(sent(0))
+    watched.hear(sent(0), received(0.1), started(0.2), succeeded(0.7))
     records: list[Any] = msgspec.msgpack.decode(msgspec.msgpack.encode(list(saved(watched.cluster, watched.now))))
     changes = {
         "celery_task_sent_total": lambda family: [*family[:3], ["task", "queue", "priority"], family[4]],
         "celery_task_received_total": lambda family: ["family", "celery_task_taken_total", *family[2:]],
         "celery_task_queue_wait_seconds": lambda family: [*family[:4], [1.0, *family[4][1:]]],
         "celery_task_started_total": lambda family: [*family[:2], "gauge", *family[3:]],
+        "celery_task_last_success_timestamp_seconds": lambda family: ["family", "celery_task_running", *family[2:]],
     }
     changed = [
         changes[record[1]](record) if record[0] == "family" and record[1] in changes else record for record in records
     ]
     after = Watched.of(msgspec.convert(changed, list[SavedRecord]))
-    assert after.left_out == 4
+    assert after.left_out == 5
     assert after.series()[of("sent_total")] == 0
+
+
+def test_series_that_are_none_of_their_family_are_left_out_and_counted(watched: Watched) -> None:
+    watched.hear(sent(0))
+    told = {record.name: record for record in saved(watched.cluster, EPOCH) if isinstance(record, KeptFamily)}
+    after = Watched.of(
+        [
+            KeptNumber(("add", "celery"), 1),
+            told["celery_task_sent_total"],
+            KeptNumber(("add",), 1),
+            KeptHistogram(("add", "celery"), (1,), 1.0),
+            told["celery_task_queue_wait_seconds"],
+            KeptNumber(("add", "celery"), 1),
+            KeptHistogram(("add", "celery"), (1,), 1.0),
+        ]
+    )
+    assert after.left_out == 5
+    assert after.series("celery_task_") == {}
+
+
+def test_the_last_time_of_what_falls_together_is_the_latest(watched: Watched) -> None:
+    for at, uuid in ((9, "a"), (5, "b")):
+        watched.hear(*(event(at, uuid=uuid) for event in (partial(sent, name=uuid), received, started, succeeded)))
+    after = watched.restarted(options=ClusterOptions(limits=Limits(task_names=0)))
+    assert after.series()[of("last_success_timestamp_seconds", task=OTHER)] == EPOCH + 9
 
 
 def test_references_to_nothing_are_left_out_and_counted() -> None:
     task = SavedTask(
         "id", 7, 8, 9, 0, 0.0, 0.0, False, 0.0, False, None, 0.0, True, 0, 0.0, 0.0, False, True, None, 1.0, None
     )  # fmt: skip
-    after = Watched.of([task])
-    assert after.left_out == 1
-    assert after.series()["celery_exporter_tasks_tracked"] == 0
+    worker, boot, *_, totals = a_worker("w@h")
+    after = Watched.of(
+        [
+            *(boot, totals, task),
+            *(SavedRow("add", "celery"), msgspec.structs.replace(task, row=0)),
+            *(worker, totals, SavedVanished(EPOCH, 9, 1, EPOCH, None)),
+        ]
+    )
+    assert after.left_out == 5
+    assert after.series()["celery_exporter_tasks_tracked"] == 1
+    (known,) = after.cluster.workers
+    assert (known.told_running, known.coverage.boots) == ([], [])
 
 
 # -- at any point of any stream
