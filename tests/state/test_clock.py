@@ -8,9 +8,11 @@ from celery_lookout.readings import BrokerReading, QueueReading
 from celery_lookout.state.boots import STALE_SECONDS
 from celery_lookout.state.cluster import LOST_AFTER_SECONDS
 from celery_lookout.state.tasks import ENDED_SECONDS
+from celery_lookout.state.workers import KEEP_SECONDS
 from tests.clusters import (
     EPOCH,
     Watched,
+    beat_snapshot,
     heartbeat,
     of,
     offline,
@@ -123,6 +125,18 @@ def test_snapshots_that_stay_away_are_noticed_in_time(watched: Watched) -> None:
         watched.wait(1)
         watched.poll()
     assert watched.cluster.covered_workers() == frozenset()
+
+
+def test_a_beat_that_falls_silent_is_noticed_in_time(watched: Watched) -> None:
+    heartbeats = series("celery_beat_last_heartbeat_timestamp_seconds", beat="beat@h")
+    watched.poll(beat_snapshot(watched.seconds))
+    set_back(watched)
+    assert watched.series()[heartbeats] == watched.now
+    watched.wait(10)
+    watched.poll(beat_snapshot(watched.seconds, seq=10_000))
+    assert watched.series()[heartbeats] == watched.now
+    watched.wait(KEEP_SECONDS + 1)
+    assert heartbeats not in watched.series()
 
 
 def test_what_a_dead_worker_ran_is_found_lost_in_time(watched: Watched) -> None:

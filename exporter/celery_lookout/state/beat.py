@@ -55,6 +55,13 @@ class Beats:
             self._show(labels, entry.last_sent_at, entry.next_due_at)
         self._remove(before - beat.entries)
 
+    def shift(self, now: float) -> None:
+        """Our own clock was set: nothing was heard later than *now*."""
+        for name, beat in self._beats.items():
+            if beat.heard_at > now:
+                beat.heard_at = now
+                self._metrics.last_heartbeat.child(name).set(round(now, 3))
+
     def refresh(self, now: float) -> None:
         """Forget beats that have been silent for long."""
         for name, beat in list(self._beats.items()):

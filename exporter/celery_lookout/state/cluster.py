@@ -224,6 +224,7 @@ class Cluster:
         self.tasks.shift(seconds)
         self.queues.shift(seconds)
         self._vanished = deque(gone._replace(due=gone.due + seconds) for gone in self._vanished)
+        self.beats.shift(now)
         self._polled_at += seconds
         self._polls_work_since += seconds
 
