@@ -170,6 +170,17 @@ def test_one_who_vanished_before_the_broker_did_is_not_told_again(scene: Scene) 
 # -- queues
 
 
+def test_a_clock_that_is_set_back_puts_nothing_off_for_as_long(scene: Scene) -> None:
+    scene.ready = {"mail": 7}
+    scene.wait(STUCK_AFTER - 10)
+    scene.watched.seconds -= 3600
+    assert scene.wait(STUCK_AFTER + 20) == [STUCK]
+    scene.cluster.broker_lost(scene.watched.now)
+    scene.wait(BROKER_DOWN_SECONDS - 10)
+    scene.watched.seconds -= 3600
+    assert scene.wait(BROKER_DOWN_SECONDS + 10) == [DOWN]
+
+
 def test_a_queue_in_which_nothing_happens_is_told_once(scene: Scene) -> None:
     scene.ready = {"mail": 7, "celery": 0}
     assert scene.wait(STUCK_AFTER) == []

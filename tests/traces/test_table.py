@@ -382,6 +382,15 @@ def test_the_trace_of_a_task_is_known_from_its_first_event_until_a_minute_after_
     assert traced.table._tasks == {}
 
 
+def test_a_clock_that_is_set_back_puts_nothing_off_for_as_long(traced: Traced) -> None:
+    traced.hear(*task(A, 1, "add"))
+    traced.wait(-3600)
+    traced.wait()
+    assert [shown(span) for span in traced.spans] == ["apply_async/add 1", "run/add 2-3 SUCCESS"]
+    traced.wait(ENDED_SECONDS)
+    assert traced.table._tasks == {}
+
+
 def test_the_trace_of_a_task_nobody_named_is_not_known(traced: Traced) -> None:
     traced.hear(started(1, uuid=B))
     assert traced.table.trace_id_of(B) is None

@@ -80,8 +80,8 @@ class Episodes:
         if self._cluster.exporter.broker_up.value:
             self._down_since = None
             return
-        if self._down_since is None:
-            self._down_since = now
+        # The clock may have been set back.
+        self._down_since = now if self._down_since is None else min(self._down_since, now)
         if now - self._down_since >= BROKER_DOWN_SECONDS:
             what = f"the broker {self._name} has not answered for {now - self._down_since:.0f} seconds"
             yield Episode("broker_down", self._name, self._down_since, what)
@@ -95,6 +95,7 @@ class Episodes:
             since, before = self._still.get(name, (now, done))
             if done != before or 0 < oldest_running < RUNNING_SECONDS:
                 since = now
+            since = min(since, now)  # as above
             self._still[name] = since, done
             if now - since >= self._stuck_after:
                 what = f"{ready} tasks wait in {name}, and none has started or ended for {now - since:.0f} seconds"

@@ -131,6 +131,8 @@ class SpanTable:
 
     def tick(self, now: float) -> None:
         """Do what is due at *now*. Call it about once a second, also when nothing comes in."""
+        if now < self._now:  # the clock was set back
+            self._shift(now - self._now)
         self._now = now
         settling, over = self._settling, self._over
         while settling and (settling[0].due <= now or len(settling) > SETTLING_LIMIT):
@@ -140,6 +142,10 @@ class SpanTable:
             task = self._tasks.get(task_id)
             if task is not None and task.is_over:
                 del self._tasks[task_id]
+
+    def _shift(self, seconds: float) -> None:
+        self._settling = deque(one._replace(due=one.due + seconds) for one in self._settling)
+        self._over = deque((at + seconds, task_id) for at, task_id in self._over)
 
     def flush(self) -> None:
         """Let nothing settle any longer: this is the end."""
