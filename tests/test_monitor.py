@@ -170,6 +170,27 @@ async def test_a_worker_that_is_not_known_yet_is_known_within_a_moment(broker: c
         await monitor.becomes(STARTED, 1)
 
 
+async def test_a_fault_in_one_part_ends_neither_it_nor_the_others(
+    redis_broker: conftest.Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celery_lookout.monitor.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("celery_lookout.monitor.FAULT_SECONDS", 0.01)
+    worker = Worker(redis_broker)
+    async with watching(redis_broker.url) as watched:
+        await watched.becomes("celery_exporter_broker_up", 1)
+        begun = []
+
+        def fault(now: float) -> None:
+            begun.append(now)
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(watched.monitor.cluster, "tick", fault)
+            await until(lambda: len(begun) > 2)
+        worker.start("a")
+        await watched.becomes(STARTED, 1)
+
+
 def worked(watching: Watching, name: str, since: float) -> bool:
     """Say whether a collector has worked in the minute after *since*."""
     return since < watching.shown()[name] < since + 60
