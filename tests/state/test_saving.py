@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_lookout.events import Event
+from celery_lookout.failures import Failure
 from celery_lookout.intake.decode import EventDecoder
 from celery_lookout.metrics.kept import Kept, KeptFamily, KeptHistogram, KeptNumber
-from celery_lookout.metrics.registry import OTHER
-from celery_lookout.snapshots import WorkerSnapshot
-from celery_lookout.state import snapshots
-from celery_lookout.state.cluster import LOST_AFTER_SECONDS, ClusterOptions, Limits
+from celery_lookout.metrics.registry import OTHER, Registry, Scope
+from celery_lookout.snapshots import BeatSnapshot, WorkerSnapshot
+from celery_lookout.state import saving, snapshots
+from celery_lookout.state.cluster import LOST_AFTER_SECONDS, Cluster, ClusterOptions, Limits
 from celery_lookout.state.restoring import ClusterReader
 from celery_lookout.state.saved import (
     SavedBeat,
@@ -319,6 +320,49 @@ def test_and_not_at_all_when_it_tells_again(watched: Watched) -> None:
     assert after.series()[of("lost_total")] == 0
 
 
+def test_nor_when_it_tells_that_it_runs_nothing_and_dies_then(watched: Watched) -> None:
+    watched.expect_snapshots()
+    watched.poll(snapshot(0, row(started=2), running=[["add", "celery", 2, 1, EPOCH]]))
+    watched.wait(30)
+    after = watched.restarted(away=5)
+    after.poll(snapshot(36, row(started=2), running=[]))
+    after.wait(LOST_AFTER_SECONDS + 30)
+    assert after.series()[worker("up")] == 0
+    assert after.series()[of("lost_total")] == 0
+
+
+def test_what_a_worker_told_that_it_ran_is_lost_though_it_left_unheard(watched: Watched) -> None:
+    """Had it said goodbye, its last snapshot would wait for us."""
+    watched.expect_snapshots()
+    watched.poll(snapshot(0, row(started=2), running=[["add", "celery", 2, 1, EPOCH]]))
+    after = watched.restarted(away=300, loses=True)
+    after.wait(LOST_AFTER_SECONDS + 60)
+    assert after.series()[of("lost_total")] == 1
+
+
+def test_what_a_worker_ran_is_lost_if_it_was_heard_again_and_then_died(watched: Watched) -> None:
+    watched.hear(online(0), sent(0), received(0.1), started(0.2), heartbeat(2))
+    after = watched.restarted(away=300, loses=True)
+    after.hear(heartbeat(303))
+    after.wait(LOST_AFTER_SECONDS + 60)
+    assert after.series()[of("lost_total")] == 1
+
+
+def test_a_worker_that_was_forgotten_for_another_costs_nothing_else() -> None:
+    """Of the task that ended on it, and of the one that it took along, its name is left out."""
+    watched = Watched(ClusterOptions(limits=Limits(workers=2)))
+    watched.hear(online(0), sent(0), received(0.1), started(0.2))
+    watched.hear(*(event(0.5, uuid="ended") for event in (sent, received, started, succeeded)))
+    watched.wait(30)
+    watched.hear(online(31, worker="x@h"), received(31, worker="x@h"), started(31, worker="x@h"))
+    watched.hear(online(32, worker="y@h"))
+    assert {worker.name for worker in watched.cluster.workers} == {"x@h", "y@h"}
+    after = watched.restarted()
+    assert kept(after.series()) == kept(watched.series())
+    after.hear(succeeded(33, worker="x@h"))
+    assert after.series()[of("succeeded_total")] == 2
+
+
 def test_what_a_worker_ran_that_left_unheard_is_not_called_lost(watched: Watched) -> None:
     """On Redis: it may have finished all and said goodbye while no sidecar was there."""
     watched.hear(online(0), sent(0), received(0.1), started(0.2), heartbeat(2))
@@ -357,6 +401,27 @@ def run(watched: Watched, tasks: int) -> None:
             sent(at, uuid=uuid), received(at, uuid=uuid), started(at, uuid=uuid), succeeded(at + 0.1, uuid=uuid)
         )
         watched.hear(heartbeat(at + 0.5, processed=number + 1))
+
+
+def test_what_a_beat_told_is_not_told_to_sentry_twice() -> None:
+    """The snapshots that were read last are shown again to the next process."""
+
+    class Sink:
+        def __init__(self) -> None:
+            self.beats: list[BeatSnapshot] = []
+
+        def take(self, failure: Failure) -> None: ...
+
+        def take_untold(self, count: int) -> None: ...
+
+        def take_beat(self, snapshot: BeatSnapshot, now: float) -> None:
+            self.beats.append(snapshot)
+
+    sink = Sink()
+    cluster = Cluster(Scope(Registry()), ClusterOptions(), sink)
+    ClusterReader(cluster, loses=False).finish(EPOCH)
+    cluster.take_snapshots([beat_snapshot(0)], [beat_snapshot(5)], EPOCH + 6)
+    assert sink.beats == [beat_snapshot(5)]
 
 
 def test_a_beat_that_died_meanwhile_is_not_unknown(watched: Watched) -> None:
@@ -409,6 +474,17 @@ def test_limits_hold_for_queues_and_exceptions_by_themselves() -> None:
         of("exceptions_total", queue="a", exception="a"): 1,
         of("exceptions_total", queue=OTHER, exception=OTHER): 2,
     }
+
+
+def test_a_row_of_many_totals_is_saved_in_pieces(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "TOTALS_AT_A_TIME", 2)
+    told = snapshot(0, row(started=3, succeeded=2, failed=1))
+    watched.poll(told)
+    pieces = [record for record in saved(watched.cluster, watched.now) if isinstance(record, SavedTotals)]
+    assert [len(record.counted) for record in pieces] == [2, 1]
+    after = watched.restarted()
+    after.poll(told)
+    assert kept(after.series("celery_task_")) == kept(watched.series("celery_task_"))
 
 
 def test_totals_that_were_saved_count_towards_their_limit(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

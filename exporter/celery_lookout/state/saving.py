@@ -65,8 +65,7 @@ class _Saving:
         for task_id, held in tasks._unsent.items():
             yield SavedHeld(task_id, tuple((handle != tasks.note, event) for handle, event in held))
         for at, task_id in tasks._ended:
-            if task_id in tasks._tasks:
-                yield SavedEnded(at, task_id)
+            yield SavedEnded(at, task_id)
         for gone in cluster._vanished:
             if gone.worker in self._workers:
                 number = self._workers[gone.worker]
