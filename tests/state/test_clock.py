@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from celery_lookout.readings import BrokerReading, QueueReading
+from celery_lookout.readings import BrokerReading, QueueHead, QueueReading, WorkerReading
 from celery_lookout.state.boots import STALE_SECONDS
-from celery_lookout.state.cluster import LOST_AFTER_SECONDS
+from celery_lookout.state.cluster import LOST_AFTER_SECONDS, ClusterOptions, Limits
 from celery_lookout.state.tasks import ENDED_SECONDS
-from celery_lookout.state.workers import KEEP_SECONDS
+from celery_lookout.state.unsent import SENT_EXPECTED_SECONDS
+from celery_lookout.state.workers import ANSWER_SECONDS, KEEP_SECONDS
 from tests.clusters import (
     EPOCH,
     Watched,
@@ -92,12 +93,63 @@ def test_it_may_happen_while_the_broker_is_away(watched: Watched) -> None:
     assert watched.series()[worker("up")] == 0
 
 
+def test_or_just_before_it_is_lost(watched: Watched) -> None:
+    watched.seconds -= HOUR
+    watched.cluster.broker_lost(watched.now)
+    watched.wait(5)
+    watched.cluster.broker_found(watched.now, gap=False)
+    watched.wait(30)
+    assert watched.series()[worker("up")] == 0
+
+
+def test_a_goodbye_is_believed_at_once_though_the_broker_was_away_before(watched: Watched) -> None:
+    watched.cluster.broker_lost(watched.now)
+    watched.cluster.broker_found(watched.now + 1, gap=False)
+    set_back(watched)
+    watched.wait(60)
+    watched.hear(heartbeat(watched.seconds), offline(watched.seconds))
+    assert watched.series()[worker("up")] == 0
+
+
+def test_a_worker_that_only_answers_is_forgotten_in_time(watched: Watched) -> None:
+    watched.cluster.take_workers([WorkerReading("silent@h", watched.now, slots=4)])
+    slots = series("celery_worker_slots", worker="silent@h")
+    assert watched.series()[slots] == 4
+    set_back(watched)
+    watched.wait(KEEP_SECONDS + ANSWER_SECONDS + 1)
+    assert slots not in watched.series()
+
+
+def test_a_full_table_keeps_who_lives() -> None:
+    watched = Watched(ClusterOptions(limits=Limits(workers=1)))
+    watched.seconds = 2 * HOUR
+    watched.hear(online(watched.seconds))
+    watched.seconds -= HOUR
+    watched.cluster.broker_lost(watched.now)
+    watched.cluster.take_workers([WorkerReading("late@h", watched.now)])
+    assert [worker.name for worker in watched.cluster.workers] == ["w@h"]
+
+
 def test_events_that_wait_for_their_task_sent_do_not_wait_an_hour(watched: Watched) -> None:
     at = watched.seconds
     watched.hear(received(at, uuid="unsent"), started(at, uuid="unsent"))
     set_back(watched)
     watched.wait(2)
     assert watched.series()[of("started_total", queue="unknown", task="add")] == 1
+
+
+def test_publishers_that_say_nothing_are_believed_in_time(watched: Watched) -> None:
+    set_back(watched)
+    watched.wait(SENT_EXPECTED_SECONDS)
+    watched.hear(received(watched.seconds, uuid="unsent"), started(watched.seconds, uuid="unsent"))
+    assert watched.series()[of("started_total", queue="unknown")] == 1
+
+
+def test_the_head_of_a_queue_is_as_old_as_before(watched: Watched) -> None:
+    watched.cluster.take_broker(BrokerReading(watched.now, (QueueReading("mail", 7, head=QueueHead("id")),)))
+    watched.wait(20)
+    set_back(watched)
+    assert watched.series()[series("celery_queue_oldest_task_age_seconds", queue="mail")] == 20
 
 
 def test_tasks_that_ended_are_forgotten_in_time(watched: Watched) -> None:
@@ -123,8 +175,20 @@ def test_snapshots_that_stay_away_are_noticed_in_time(watched: Watched) -> None:
     watched.poll()
     for _ in range(int(STALE_SECONDS) + 10):
         watched.wait(1)
+        watched.hear(heartbeat(watched.seconds, worker="s@h"))
         watched.poll()
+    assert watched.cluster.living_workers().keys() == {"s@h"}
     assert watched.cluster.covered_workers() == frozenset()
+
+
+def test_and_not_those_that_could_not_be_read(watched: Watched) -> None:
+    at = watched.seconds
+    watched.poll(snapshot(at, row(started=1), worker="s@h"))
+    set_back(watched)
+    watched.wait(2 * STALE_SECONDS)
+    watched.hear(heartbeat(watched.seconds, worker="s@h"))
+    watched.poll()
+    assert watched.cluster.covered_workers() == {"s@h"}
 
 
 def test_a_beat_that_falls_silent_is_noticed_in_time(watched: Watched) -> None:
