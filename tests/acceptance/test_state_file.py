@@ -265,21 +265,30 @@ def end_at(sidecar: Sidecar, number: int, seconds: float | None = None) -> None:
 
 
 @pytest.mark.redis
-def test_a_second_signal_ends_it_at_once_and_saves_nothing(
+def test_a_broker_that_hangs_holds_up_the_end_for_some_seconds_and_a_second_signal_ends_it_at_once(
     own_redis: RedisServer, state: Path, start_sidecar: Start
 ) -> None:
-    sidecar: Sidecar = start_sidecar(own_redis.url(), "--state.file", str(state))
-    sidecar.wait_for("celery_exporter_collector_success", 1, collector="queues")
-    own_redis.pause()  # its goodbye takes some seconds now
-    assert sidecar.process is not None
+    """Of two sidecars one is stopped and saves what it knows; the other is told twice and saves nothing."""
+    sidecars: list[Sidecar] = [
+        start_sidecar(own_redis.url(), "--state.file", str(path)) for path in (state, state.with_name("other"))
+    ]
+    for sidecar in sidecars:
+        sidecar.wait_for("celery_exporter_collector_success", 1, collector="queues")
+    own_redis.pause()
+    for sidecar in sidecars:
+        sidecar.wait_for("celery_exporter_broker_up", 0)
+    patient, hurried = (sidecar.process for sidecar in sidecars)
+    assert patient is not None
+    assert hurried is not None
     # A poll is under way, or will be.
-    wait_until(lambda: (sidecar.value("celery_exporter_broker_up") or 0) == 0)
-    sidecar.process.terminate()
-    wait_until(lambda: "stopping" in sidecar.log.read_text())
-    sidecar.process.terminate()
-    assert sidecar.process.wait(5) == 128 + signal.SIGTERM
+    hurried.terminate()
+    wait_until(lambda: "stopping" in sidecars[1].log.read_text())
+    patient.terminate()
+    hurried.terminate()
+    assert hurried.wait(5) == 128 + signal.SIGTERM
+    assert patient.wait(10) == 0
     own_redis.resume()
-    assert files(state) == set()
+    assert files(state) == {"lookout", "other.lock"}
 
 
 @pytest.mark.redis
