@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +14,7 @@ import pytest
 
 from celery_lookout.app import Watch, _go_on, serve
 from celery_lookout.broker import Broker
-from celery_lookout.checkpoint import StateFile
+from celery_lookout.checkpoint import Section, StateFile
 from celery_lookout.settings import ListenAddress, Settings
 from celery_lookout.state.cluster import ClusterOptions, Limits
 from celery_lookout.web.server import WebServer
@@ -88,3 +93,39 @@ async def test_a_fault_of_ours_that_ends_the_program_is_raised_and_saves_nothing
     another = StateFile(path)
     another.claim()
     another.release()
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """Bring back how this process takes the signals that end the program."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+async def test_no_scrape_is_answered_any_more_when_the_state_is_saved(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could show more than what the next process begins with: to Prometheus that one would have begun at 0."""
+    settings = settings_of(path)
+    write = StateFile.write
+    is_open = []
+
+    def write_looking(self: StateFile, sections: Iterable[Section], now: float) -> int:
+        is_open.append(is_reached(settings.listen))
+        return write(self, sections, now)
+
+    monkeypatch.setattr(StateFile, "write", write_looking)
+    serving = asyncio.create_task(serve(settings))
+    while not is_reached(settings.listen):  # noqa: ASYNC110  # nothing tells
+        await asyncio.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await serving
+    assert is_open == [False]
+
+
+def is_reached(address: ListenAddress) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((address.host, address.port)) == 0

@@ -1,4 +1,4 @@
-"""When a connection is given up, and when the broker is tried again."""
+"""When a connection is given up, when the broker is tried again, and how a listener leaves."""
 
 from __future__ import annotations
 
@@ -17,30 +17,33 @@ from celery_lookout.events import Event
 from celery_lookout.intake import listener as module
 from celery_lookout.intake.amqp import AmqpEvents
 from celery_lookout.intake.decode import EventDecoder
-from celery_lookout.intake.listener import FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS, Listener
+from celery_lookout.intake.listener import FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS, READS_AT_A_TIME, Listener
 from celery_lookout.intake.source import EventSource
 from tests import conftest
-from tests.clusters import Watched
+from tests.clusters import Watched, heartbeat
 from tests.servers.proxy import FaultProxy
 
 
 class FakeSource:
     """Is there or not, speaks or not, and breaks when it is told to."""
 
-    loses_when_away = False
     live = True
 
     def __init__(self) -> None:
         self.answers_beats = True
+        self.loses_when_away = False
         #: What the next attempts to connect come to; those after them succeed.
         self.refusals: list[bool] = []
-        self.opened = self.closed = self.beats = 0
+        self.calls: list[str] = []
+        self.beats = 0
         self.speaks = False
+        #: Events that nobody was told of: one comes with each reading.
+        self.left: list[Event] = []
         self.fault: Exception | None = None
         self._sockets = socket.socketpair()
 
     def open(self) -> None:
-        self.opened += 1
+        self.calls.append("open")
         if self.refusals and self.refusals.pop(0):
             raise BrokerUnavailable("refused")
 
@@ -51,6 +54,8 @@ class FakeSource:
         fault, self.fault = self.fault, None
         if fault is not None:
             raise fault
+        if self.left:
+            return [self.left.pop()], True
         spoke, self.speaks = self.speaks, False
         return [], spoke
 
@@ -61,10 +66,18 @@ class FakeSource:
         self.beats += 1
 
     def farewell(self) -> None:
-        pass
+        self.calls.append("farewell")
 
     def close(self) -> None:
-        self.closed += 1
+        self.calls.append("close")
+
+    @property
+    def opened(self) -> int:
+        return self.calls.count("open")
+
+    @property
+    def closed(self) -> int:
+        return self.calls.count("close")
 
     def discard(self) -> None:
         for end in self._sockets:
@@ -149,6 +162,18 @@ async def test_silence_that_is_none_changes_nothing(source: FakeSource, answers_
         await until(lambda: source.beats > beats)
         assert up(watched)
         assert (source.opened, source.closed) == (1, 0)
+
+
+@pytest.mark.parametrize("loses_when_away", [True, False])
+async def test_what_would_be_gone_is_read_before_it_says_goodbye(source: FakeSource, loses_when_away: bool) -> None:
+    source.loses_when_away = loses_when_away
+    count = 2 * READS_AT_A_TIME + 1
+    async with listening(source) as (listener, _):
+        await listener.reached.wait()
+        await asyncio.sleep(0)
+        source.left = [heartbeat(number) for number in range(count)]
+    assert source.calls == ["open", "farewell", "close"]
+    assert len(source.left) == (0 if loses_when_away else count)
 
 
 @pytest.mark.rabbitmq
