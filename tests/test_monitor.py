@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import pytest
 import redis
 
 from celery_lookout.broker import Broker
+from celery_lookout.errors import ProbeFailed
 from celery_lookout.intake.snapshot_source import NAME
 from celery_lookout.metrics.registry import Registry
 from celery_lookout.monitor import THREADS_PER_BROKER, Monitor
@@ -117,6 +119,26 @@ async def test_snapshots_that_waited_are_read_before_events_that_waited(
         await second.becomes(series("celery_exporter_events_total", event="task-started"), 3)
         worker.tell(3)
         await second.becomes(STARTED, 3)
+
+
+async def test_events_do_not_wait_for_snapshots_that_cannot_be_read(
+    redis_broker: conftest.Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celery_lookout.monitor.FIRST_SNAPSHOTS_SECONDS", 0.05)
+    go_on = threading.Event()
+
+    def hang(*_: object) -> None:
+        go_on.wait(60)
+        raise ProbeFailed("the broker hangs")
+
+    monkeypatch.setattr("celery_lookout.collectors.SnapshotsCollector.ask", hang)
+    async with watching(redis_broker.url) as watched:
+        try:
+            await watched.becomes("celery_exporter_broker_up", 1)
+            Worker(redis_broker).start("a")
+            await watched.becomes(series("celery_exporter_events_total", event="task-started"), 1)
+        finally:
+            go_on.set()
 
 
 @pytest.mark.rabbitmq

@@ -150,6 +150,20 @@ async def test_the_goodbye_comes_after_the_last_question(polled: Polled, monkeyp
     assert polled.queues.closed
 
 
+async def test_a_goodbye_that_hangs_is_not_waited_for(polled: Polled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FAREWELL_SECONDS", 0.01)
+    go_on, is_over = Event(), Event()
+
+    def close() -> None:
+        go_on.wait(10)
+        is_over.set()
+
+    monkeypatch.setattr(polled.queues, "close", close)
+    await polled.pollers[0].close()
+    assert not is_over.is_set()
+    go_on.set()
+
+
 @pytest.fixture
 async def running(polled: Polled, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Poller[str, str]]:
     """A poller that has polled and would not poll again by itself."""
