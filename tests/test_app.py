@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from celery_lookout.checkpoint import Section, StateFile
 from celery_lookout.settings import ListenAddress, Settings
 from celery_lookout.state.cluster import ClusterOptions, Limits
 from celery_lookout.web.server import WebServer
-from tests.clusters import EPOCH, heartbeat, of, parse, sent
+from tests.clusters import EPOCH, heartbeat, of, parse, received, sent, started
 from tests.servers.process import free_port
 
 #: Nobody listens there.
@@ -76,6 +77,35 @@ def test_of_a_state_that_cannot_be_put_together_nothing_is_shown(path: Path, mon
     series = shown(settings_of(path), path)
     assert of("sent_total") not in series
     assert state(series) == {"celery_exporter_state_success": 0, "celery_exporter_state_left_out": 0}
+
+
+def test_the_state_of_one_broker_is_never_that_of_another(path: Path) -> None:
+    series = shown(settings_of(path, Broker("redis://127.0.0.1:1/7")), path)
+    assert of("sent_total") not in series
+    assert series["celery_exporter_state_success"] == 0
+
+
+def test_a_broker_that_got_a_user_and_a_password_is_the_same(path: Path) -> None:
+    series = shown(settings_of(path, Broker("redis://user:secret@127.0.0.1:1/0")), path)
+    assert series[of("sent_total")] == 1
+
+
+@pytest.mark.parametrize(("url", "lost"), [("redis://127.0.0.1:1/0", 0), ("amqp://127.0.0.1:1//", 1)])
+def test_who_is_not_heard_again_has_lost_what_it_ran_where_its_goodbye_would_wait(
+    url: str, lost: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "state"
+    settings = settings_of(path, Broker(url))
+    with ThreadPoolExecutor(1) as executor:
+        watch = Watch(settings, executor)
+        watch.monitors[0].cluster.fold([heartbeat(0), sent(0), received(0.1), started(0.2)], EPOCH + 1)
+        StateFile(path).write(watch.sections, EPOCH + 1)
+        watch = _go_on(settings, executor, StateFile(path))
+    cluster, now = watch.monitors[0].cluster, time.time()
+    cluster.broker_found(now, gap=True)
+    for seconds in range(0, 200, 10):
+        cluster.tick(now + seconds)
+    assert parse(watch.registry.render())[of("lost_total")] == lost
 
 
 async def test_a_fault_of_ours_that_ends_the_program_is_raised_and_saves_nothing(

@@ -171,7 +171,7 @@ class Monitor:
     @property
     def key(self) -> str:
         """What its part of a saved state is called: counts of one broker are never added to another's."""
-        return f"broker {self.name}"
+        return f"broker {self.name.replace('***@', '')}"  # also of one that has got a password since
 
     def saved(self, now: float) -> Iterator[SavedRecord]:
         """Yield what is known of the cluster; call it after the end of ``run``."""
