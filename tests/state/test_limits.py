@@ -151,7 +151,7 @@ def test_never_more_series_than_the_limit_whatever_arrives(
         assert all(len(found) <= 3 for found in values.values())
         workers = {sample.labels["worker"] for sample in shown if sample.name.startswith("celery_worker_")}
         assert len(workers) <= SMALL.workers
-        assert len(watched.cluster.tasks._rows) <= limit // SERIES_AT_FIRST + len(values["queue"]) + 3
+        assert len(watched.cluster.tasks._rows) <= limit // SERIES_AT_FIRST + SMALL.queues + 3
         assert len(watched.cluster.tasks._tasks) <= SMALL.tasks_in_flight
 
 
