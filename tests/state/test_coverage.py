@@ -293,8 +293,10 @@ def test_slow_snapshots_are_waited_for(watched: Watched) -> None:
 
 
 def test_nobody_is_judged_while_snapshots_cannot_be_read(covered: Watched) -> None:
-    silence(covered, 100, polls=False)
-    covered.poll(works=False)
+    silence(covered, 50, polls=False)
+    for _ in range(50):
+        covered.wait(1)
+        covered.poll(works=False)
     covered.hear_each(a_life(covered.seconds))
     assert worked(covered) == {}
     covered.poll()  # the first that works: from now on they would have been read

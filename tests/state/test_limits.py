@@ -309,6 +309,15 @@ def test_who_is_gone_and_held_a_task_is_not_forgotten_for_another() -> None:
     assert watched.series()[of("lost_total")] == 1
 
 
+def test_nobody_makes_room_while_the_broker_is_away() -> None:
+    watched = Watched(ClusterOptions(limits=Limits(workers=1)))
+    watched.hear(heartbeat(0))
+    watched.cluster.broker_lost(watched.now)
+    watched.wait(60)
+    watched.cluster.take_workers([WorkerReading("new@h", watched.now)])
+    assert {worker.name for worker in watched.cluster.workers} == {"w@h"}
+
+
 def test_series_grow_with_tasks_plus_workers_and_not_with_their_product() -> None:
     def count(tasks: int, workers: int) -> int:
         watched = Watched()
