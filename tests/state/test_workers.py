@@ -524,6 +524,63 @@ def test_a_goodbye_that_comes_again_is_of_the_past(watched: Watched) -> None:
     assert watched.series()[UP] == 1
 
 
+def break_off(watched: Watched) -> None:
+    watched.cluster.broker_lost(watched.now)
+    watched.cluster.broker_found(watched.now, gap=True)
+
+
+def test_starts_that_a_heartbeat_overtakes_after_a_gap_are_not_lost(watched: Watched) -> None:
+    """Of the heartbeats that follow on a gap, the one that misses the least is right."""
+    run_tasks(watched, 5)
+    beat_on(watched, 6, processed=5)
+    break_off(watched)
+    beat_on(watched, 2, processed=6)
+    run_tasks(watched, 1)
+    beat_on(watched, 6, processed=6)
+    break_off(watched)
+    beat_on(watched, 2, processed=6)
+    beat_on(watched, 2, processed=7)
+    assert watched.series()[LOST] == 0
+
+
+def test_a_start_that_comes_late_over_a_gap_is_not_taken_back(watched: Watched) -> None:
+    beat_on(watched, 6)
+    beat_on(watched, 6, processed=2)
+    run_tasks(watched, 1)
+    break_off(watched)
+    run_tasks(watched, 1)
+    beat_on(watched, 6, processed=2)
+    assert watched.series()[LOST] == 0
+
+
+def test_what_was_lost_in_one_gap_is_not_expected_to_be_in_the_next(watched: Watched) -> None:
+    run_tasks(watched, 5)
+    beat_on(watched, 6, processed=5)
+    for processed in (55, 65):
+        break_off(watched)
+        beat_on(watched, 10, processed=processed)
+    assert watched.series()[LOST] == 60
+
+
+def test_a_new_process_in_the_gap_is_measured_by_what_it_did_itself(watched: Watched) -> None:
+    """Half of what the worker starts sends no events, and it was first heard in the middle of its life."""
+    beat_on(watched, 6, processed=100)
+    run_tasks(watched, 5)
+    beat_on(watched, 6, processed=110)
+    break_off(watched)
+    beat_on(watched, 10, processed=4, pid=2)
+    assert watched.series()[LOST] == 2
+
+
+def test_what_another_process_did_unheard_before_a_gap_was_not_lost_in_it(watched: Watched) -> None:
+    run_tasks(watched, 5)
+    beat_on(watched, 6, processed=5)
+    beat_on(watched, 2, processed=4, pid=2)
+    break_off(watched)
+    beat_on(watched, 6, processed=4, pid=2)
+    assert watched.series()[LOST] == 0
+
+
 def test_a_worker_first_heard_in_the_middle_of_its_life_has_lost_nothing(watched: Watched) -> None:
     beat_on(watched, 10, processed=100_000)
     assert watched.series()[LOST] == 0
