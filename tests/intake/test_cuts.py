@@ -113,6 +113,13 @@ def test_a_handshake_cut_at_any_byte_is_an_outage_like_any_other(route: Route) -
     assert route.events.read(0.0)[0] == []
 
 
+def test_asking_over_a_connection_that_was_cut_is_an_outage_like_any_other(route: Route) -> None:
+    route.events.open()
+    route.proxy.cut()
+    with pytest.raises(BrokerUnavailable):
+        wait_until(lambda: route.events.beat() is not None, 5, "the connection holds")  # type: ignore[func-returns-value]
+
+
 def test_two_hundred_cuts_leave_nothing_behind(route: Route) -> None:
     process = psutil.Process()
     files, threads, memory = [], [], 0
