@@ -154,7 +154,6 @@ class Listener:
         return pause
 
     def _give_up(self, error: BrokerUnavailable) -> None:
-        self._unwatch()
         if self._failed is not None:
             self._failed.set_exception(error)
 

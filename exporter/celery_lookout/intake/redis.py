@@ -69,8 +69,6 @@ class RedisEvents:
         self._connection.send_command(verb, name)
         self._subscription = f"{verb} {name}"
         sock = self._connection._sock  # noqa: SLF001  # redis-py has no public way to hand over its socket
-        if sock is None:
-            raise BrokerUnavailable("the connection closed while subscribing")
         self._wire = Wire(sock, self._broker)
         self._parser = hiredis.Reader()
         self._subscribed = False

@@ -42,7 +42,7 @@ class RedisSnapshots:
             self._join(client, key)
         if not self._has_looked_back:
             self._has_looked_back = True
-            return self._look_back(client, key) or self._unread(client, key)
+            return self._look_back(client, key)
         return self._unread(client, key)
 
     def _join(self, client: Any, key: str) -> None:
@@ -90,5 +90,4 @@ def _age(entries: list[tuple[bytes, Any]]) -> float:
 
 
 def _of_entry(fields: Any, *, is_old: bool = False) -> Message:
-    # An entry that was deleted has no fields.
-    return Message((fields or {}).get(b"body", b""), is_old=is_old)
+    return Message(fields.get(b"body", b""), is_old=is_old)

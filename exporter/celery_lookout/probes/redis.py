@@ -164,9 +164,6 @@ class RedisProbe:
     def _execute(pipe: Any) -> list[Any]:
         """Run *pipe*; a command that the server refuses yields its error as the answer, a lost connection raises."""
         answers: list[Any] = pipe.execute(raise_on_error=False)
-        for answer in answers:
-            if isinstance(answer, redis.ConnectionError | redis.TimeoutError):
-                raise answer
         return answers
 
     def _refusal(self, answers: Sequence[Any]) -> str:
