@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from celery_lookout.broker import SOCKET_TIMEOUT_SECONDS
 from tests.conftest import Broker
 from tests.servers.process import wait_until
 from tests.servers.rabbitmq import RabbitServer
@@ -176,14 +177,28 @@ def test_brokers_do_not_disturb_each_other(
     start_worker: Callable[..., Worker],
     make_client: Callable[..., Client],
 ) -> None:
-    """One of two named brokers is gone; the other's numbers go on, under its name."""
-    sidecar = start_sidecar("", "--broker", f"shop={redis_broker.url}", "--broker", f"mail={own_redis.url()}")
-    own_redis.kill()
+    """One of two named brokers hangs; the other's numbers go on, under its name."""
+    sidecar = start_sidecar(
+        *("", "--broker", f"shop={redis_broker.url}", "--broker", f"mail={own_redis.url()}"),
+        *("--control.interval", "1", "--probe.interval", "1"),
+    )
+    own_redis.pause()
+    sidecar.wait_for("celery_exporter_broker_up", 0, broker="mail")
     start_worker(redis_broker.url)
     client = make_client(redis_broker.url)
     client.wait(*[client.send("noop") for _ in range(10)])
     sidecar.wait_for("celery_task_succeeded_total", 10, broker="shop")
-    metrics = sidecar.wait_for("celery_exporter_broker_up", 0, broker="mail")
+    sidecar.wait_for("celery_queue_workers", 1, broker="shop", queue="celery")
+    metrics = sidecar.metrics()
+    own_redis.resume()
+    assert metrics.by("celery_exporter_collector_success", "broker", "collector").keys() == {
+        ("shop", "queues"),
+        ("shop", "workers"),
+        ("shop", "snapshots"),
+    }
+    # An answer of the other broker would have been waited for as long.
+    duration = metrics.get("celery_exporter_collector_duration_seconds", broker="shop", collector="queues")
+    assert (duration or 0) < SOCKET_TIMEOUT_SECONDS
     assert metrics.get("celery_exporter_broker_up", broker="shop") == 1
     assert metrics.get("celery_task_succeeded_total", broker="mail") is None
 

@@ -66,8 +66,9 @@ class Scene:
         return metrics
 
     def is_told(self, *words: str) -> None:
-        """Wait until the log names the fault."""
+        """Wait until the log names the fault, for none of which more rights would be of use."""
         wait_until(lambda: all(word in self.sidecar.log.read_text() for word in words), 40, f"no word of {words}")
+        assert " needs +" not in self.sidecar.log.read_text()
 
     def collector_becomes(self, name: str, value: int) -> None:
         self.sidecar.wait_for("celery_exporter_collector_success", value, 40, collector=name)
@@ -112,7 +113,6 @@ def test_a_redis_that_refuses_to_write_is_named_and_still_heard(scene: Scene, tm
         admin.config_set("maxmemory", "1")
         scene.collector_becomes("workers", 0)
         scene.is_told("used memory > 'maxmemory'")
-        assert "maxmemory'. Remote control needs" not in sidecar.log.read_text()
         scene.heartbeats()
         admin.config_set("maxmemory", "0")
         scene.collector_becomes("workers", 1)

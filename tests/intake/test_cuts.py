@@ -120,6 +120,46 @@ def test_asking_over_a_connection_that_was_cut_is_an_outage_like_any_other(route
         wait_until(lambda: route.events.beat() is not None, 5, "the connection holds")  # type: ignore[func-returns-value]
 
 
+@pytest.mark.redis
+def test_a_connection_that_redis_closes_is_cut_too(redis_broker: conftest.Broker) -> None:
+    events = RedisEvents(Broker(redis_broker.url), EventDecoder(lambda _reason, _count: None))
+    events.open()
+    wait_until(lambda: events.read(0.0)[1])
+    with redis.Redis.from_url(redis_broker.url) as client:
+        client.client_kill_filter(_type="pubsub")
+    with pytest.raises(BrokerUnavailable, match="closed the event connection"):
+        wait_until(lambda: events.read(0.0) is None, 5, "the connection holds")
+    events.close()
+
+
+@pytest.mark.redis
+def test_half_a_message_is_nothing_to_the_next_connection(redis_broker: conftest.Broker) -> None:
+    port, database = urlsplit(redis_broker.url).port, urlsplit(redis_broker.url).path[1:]
+    assert port is not None
+    refused: list[str] = []
+    with FaultProxy(port) as proxy, redis.Redis.from_url(redis_broker.url) as client:
+        behind = Broker(redis_broker.url.replace(f":{port}", f":{proxy.port}"))
+        events = RedisEvents(behind, EventDecoder(lambda reason, _count: refused.append(reason)))
+
+        def publish() -> None:
+            """Publish something that is counted, once there is somebody to hear it."""
+            wait_until(lambda: events.read(0.0)[1])
+            client.publish(f"/{database}.celeryev/worker.heartbeat", b"x" * 1000)
+
+        events.open()
+        proxy.cut_after = proxy.bytes + 500
+        publish()
+        with pytest.raises(BrokerUnavailable):
+            wait_until(lambda: events.read(0.0) is None, 5, "the connection holds")
+        events.close()
+        proxy.cut_after = None
+        events.open()
+        publish()
+        wait_until(lambda: events.read(0.0)[1])
+        events.close()
+    assert refused == ["envelope"]
+
+
 def test_two_hundred_cuts_leave_nothing_behind(route: Route) -> None:
     process = psutil.Process()
     files, threads, memory = [], [], 0

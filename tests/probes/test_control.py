@@ -447,6 +447,19 @@ def test_a_restart_costs_no_answer(own_redis: RedisServer, make_probe: MakeProbe
     wait_until(lambda: len(probe.collect(["worker@host"])) == 1)
 
 
+@pytest.mark.redis
+def test_a_flush_costs_no_answer(
+    redis_broker: conftest.Broker, make_probe: MakeProbe, start_worker: StartWorker
+) -> None:
+    """It takes the way to our reply queue with it, which newer versions of kombu mend after 20 seconds."""
+    start_worker(redis_broker.url)
+    probe = make_probe(redis_broker.url)
+    ask(probe)
+    with redis.Redis.from_url(redis_broker.url) as client:
+        client.flushdb()
+    wait_until(lambda: probe.collect(["worker@host"]), 10)
+
+
 def test_a_transport_without_fanout_has_no_remote_control(make_probe: MakeProbe) -> None:
     with pytest.raises(ProbeFailed, match="no remote control"):
         make_probe("pyro://localhost").collect([])

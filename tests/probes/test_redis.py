@@ -228,8 +228,26 @@ def test_without_the_right_to_run_scripts_the_head_is_read_all_the_same(
     task = make_client(own_redis.url()).send("noop", queue="aged")
     set_rights(own_redis, "~*", "+@all", "-@scripting")
     probe = make_probe(own_redis.url().replace("://", "://reader:hush@"))
-    assert read(probe, "aged").head == QueueHead(task.id)
-    assert read(probe, "aged").head == QueueHead(task.id)
+    for try_again in (probe.discover, probe.close):
+        assert read(probe, "aged").head == QueueHead(task.id)
+        assert read(probe, "aged").head == QueueHead(task.id)
+        assert "only the end of a queue's oldest message" in (probe.refusal or "")
+        set_rights(own_redis, "~*", "+@all")
+        try_again()
+        assert read(probe, "aged").head == QueueHead(task.id)
+        assert probe.refusal is None
+        set_rights(own_redis, "~*", "+@all", "-@scripting")
+
+
+def test_without_the_right_to_read_a_message_depths_are_read_all_the_same(
+    own_redis: RedisServer, make_probe: MakeProbe
+) -> None:
+    with redis.Redis.from_url(own_redis.url()) as client:
+        client.lpush("celery", "{}")
+    set_rights(own_redis, "~*", "+@all", "-lindex")
+    probe = make_probe(own_redis.url().replace("://", "://reader:hush@"))
+    assert read(probe, "celery") == QueueReading("celery", ready=1)
+    assert "'lindex'" in (probe.refusal or "")
 
 
 def test_missing_rights_are_named(own_redis: RedisServer, make_probe: MakeProbe) -> None:
