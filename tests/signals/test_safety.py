@@ -17,6 +17,7 @@ import celery_lookout_signals
 from celery_lookout_signals import _guard, _hooks
 from celery_lookout_signals._channel import Channel
 from tests.conftest import Broker
+from tests.servers.celery_versions import NEWEST
 from tests.servers.process import wait_until
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer
@@ -323,6 +324,26 @@ def test_the_last_snapshot_is_tried_whatever_was_before(
     own_broker.start()
     assert channel.publish("{}", last=True)
     channel.close()
+
+
+@pytest.mark.parametrize("celery", [pytest.param("5.3.6", marks=pytest.mark.old_celery), NEWEST])
+def test_a_worker_that_stops_tells_what_it_counted_before_it_waits(
+    broker: Broker, celery: str, start_worker: Start, make_client: Make
+) -> None:
+    """As many are killed while they wait for what runs."""
+    worker = start_worker(broker.url, celery=celery, signals={"interval": 3600.0}, concurrency=2, **QUIET)
+    client = make_client(broker.url, sent_events=False)
+    reader = Reader(broker.url)
+    reader.wait_for(lambda reader: any(one["slots"] == 2 for one in reader.snapshots))
+    client.send("sleep", 60.0)
+    client.wait(*[client.send("add", number, 1) for number in range(5)])
+    assert worker.process is not None
+    worker.process.terminate()
+    told = {"received": 5, "started": 5, "succeeded": 5}
+    reader.wait_for(lambda reader: reader.counts().get(("sample.add", "celery")) == told)
+    assert worker.is_running
+    assert not reader.snapshots[-1]["final"]
+    worker.kill()
 
 
 def test_a_worker_lives_through_a_broker_that_hangs(
