@@ -34,6 +34,9 @@ MIX: Final = ("soak.good",) * 80 + ("soak.bad",) * 10 + ("soak.again",) * 9 + ("
 #: Seconds that a fault lasts, at most; RabbitMQ's heartbeats and ours forgive less than that.
 LONGEST_FAULT: Final = 15.0
 
+#: What a worker may end after it began to stop and told its totals: all it can hold.
+ENDED_UNTOLD: Final = 8
+
 #: Seconds without a change after which none is expected: two intervals of the snapshots.
 STILL_SECONDS: Final = 10.0
 
@@ -68,6 +71,9 @@ class SoakCluster:
         self.publisher = Publisher(url)
         self.watch = Watch(self.sidecar)
         self.faults: Counter[str] = Counter()
+        #: Times that the worker with our package had to be killed: Celery's hangs at times while it stops, after its
+        #: broker hung.
+        self.killed = 0
 
     def disturb(self) -> str:
         """Do something bad that is over when this returns; return what it was."""
@@ -123,14 +129,21 @@ class SoakCluster:
 
     def _restarted_worker(self) -> None:
         # Not the other: Celery sends no events of what ends after its worker began to stop.
-        self.workers[0].restart()
+        self._stop(self.workers[0])
+        self.workers[0].start()
+
+    def _stop(self, worker: Worker) -> None:
+        begun = time.monotonic()
+        worker.stop()
+        if worker is self.workers[0]:
+            self.killed += time.monotonic() - begun >= worker.stop_seconds
 
     def settle(self) -> None:
         """End the load, let everything that is queued run, and let the workers say their last."""
         self.publisher.stop()
         _wait_still(lambda: truth(self.results))
         for worker in self.workers:
-            worker.stop()
+            self._stop(worker)
         _wait_still(lambda: self.sidecar.metrics().counters())
 
     def close(self) -> None:
