@@ -94,7 +94,7 @@ class WorkerSide:
         self._work(final=final, now=True)
 
     def _work(self, *, final: bool, now: bool) -> None:
-        # Only a cold shutdown, which comes as a signal in the middle of anything, can find us at work.
+        # Only the signal to stop, which comes in the middle of anything, can find us at work.
         if not self._busy.acquire(blocking=False):
             return
         try:
