@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from ..events import Event
 
-#: Seconds an event waits for the task's ``task-sent``. On RabbitMQ 0.7 was the longest seen.
-HOLD_SECONDS: Final = 1.0
+#: Seconds an event waits for the ``task-sent`` of its task. On RabbitMQ 0.7 was the longest seen, and reading pauses.
+HOLD_SECONDS: Final = 1.25
 
 #: Tasks held at a time; past that the one held longest is counted as it is.
 HELD_LIMIT: Final = 100_000
