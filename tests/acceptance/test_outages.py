@@ -191,11 +191,8 @@ def test_brokers_do_not_disturb_each_other(
     sidecar.wait_for("celery_queue_workers", 1, broker="shop", queue="celery")
     metrics = sidecar.metrics()
     own_redis.resume()
-    assert metrics.by("celery_exporter_collector_success", "broker", "collector").keys() == {
-        ("shop", "queues"),
-        ("shop", "workers"),
-        ("shop", "snapshots"),
-    }
+    for collector in ("queues", "workers", "snapshots"):
+        assert metrics.get("celery_exporter_collector_success", broker="shop", collector=collector) == 1
     # An answer of the other broker would have been waited for as long.
     duration = metrics.get("celery_exporter_collector_duration_seconds", broker="shop", collector="queues")
     assert (duration or 0) < SOCKET_TIMEOUT_SECONDS

@@ -18,12 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
+import psutil
 import pytest
 
 T = TypeVar("T")
 
 #: Seconds between two looks at something that will happen soon.
 POLL_SECONDS = 0.02
+
+#: States of a process that does nothing. Who ended is not cleared away by a parent that is frozen.
+_FROZEN = {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
 
 # Reads "+group" and "-group" lines; at the end of its input, which is the end of the test run, kills what is left.
 _GUARDIAN = """
@@ -167,8 +171,11 @@ class Server:
         self.kill()
 
     def pause(self) -> None:
-        """Freeze the whole group: connections stay open and nobody answers."""
+        """Freeze the whole group: connections stay open and nobody answers any more."""
         self.signal_group(signal.SIGSTOP)
+        first = psutil.Process(self.pid)
+        group = [one for one in (first, *first.children(recursive=True)) if os.getpgid(one.pid) == first.pid]
+        wait_until(lambda: all(one.status() in _FROZEN for one in group))
 
     def resume(self) -> None:
         self.signal_group(signal.SIGCONT)

@@ -76,14 +76,19 @@ def test_snapshots_begin_before_the_first_task_and_end_with_a_goodbye(
     worker.stop()
     reader.wait_final()
     told = [(s["seq"], s["pool"], s["slots"], s["interval"], s["final"]) for s in reader.snapshots]
-    assert told == [(1, None, None, 60.0, False), (2, "prefork", 2, 60.0, False), (3, "prefork", 2, 60.0, True)]
-    assert [bool(snapshot["rows"]) for snapshot in reader.snapshots][::2] == [False, True]
+    assert told == [
+        (1, None, None, 60.0, False),
+        (2, "prefork", 2, 60.0, False),
+        (3, "prefork", 2, 60.0, False),  # at the signal to stop
+        (4, "prefork", 2, 60.0, True),
+    ]
+    assert [bool(snapshot["rows"]) for snapshot in (reader.snapshots[0], reader.snapshots[3])] == [False, True]
     assert len({(snapshot["boot"], snapshot["started_at"]) for snapshot in reader.snapshots}) == 1
     assert reader.counts() == {("sample.add", "celery"): {"received": 5, "started": 5, "succeeded": 5}}
 
     worker.start()
-    reader.wait_for(lambda reader: len(reader.snapshots) == 5)
-    assert reader.snapshots[3]["seq"] == 1
-    assert reader.snapshots[3]["boot"] != reader.snapshots[0]["boot"]
+    reader.wait_for(lambda reader: len(reader.snapshots) == 6)
+    assert reader.snapshots[4]["seq"] == 1
+    assert reader.snapshots[4]["boot"] != reader.snapshots[0]["boot"]
     # The next life begins at nothing.
     assert reader.counts() == {("sample.add", "celery"): {"received": 5, "started": 5, "succeeded": 5}}
