@@ -24,8 +24,10 @@ from .source import EventSource
 #: drop us if 60,000 events a second began within one.
 PAUSE_SECONDS: Final = 0.5
 
-#: The same after more than a buffer full, some 400 events: Redis drops a subscriber for whom 32 MiB wait.
+#: The same while more than so many events a second come: Redis drops a subscriber for whom 32 MiB wait, and a scrape
+#: reads all that waits before it answers.
 BUSY_PAUSE_SECONDS: Final = 0.1
+BUSY_RATE: Final = 1500.0
 
 #: Buffers read in one go before other work gets its turn: some ten milliseconds.
 READS_AT_A_TIME: Final = 8
@@ -79,6 +81,9 @@ class Listener:
         self._failed: asyncio.Future[None] | None = None
         self._heard_at = 0.0
         self._silent = False
+        #: Events since the last pause began, and when that was.
+        self._came = 0
+        self._paused_at = 0.0
         #: Why there is no connection; None while there is one.
         self.problem: str | None = None
         #: Set once the broker has been reached; stays set.
@@ -122,28 +127,26 @@ class Listener:
         """Take in what has come, up to some ten milliseconds of it, before a scrape is rendered."""
         self._read()
 
-    def _read(self) -> float | None:
-        """Read and count; return the seconds after which to read again, None when the socket should be waited for."""
+    def _read(self) -> bool | None:
+        """Read and count; return whether something was left behind, None when nothing came or nobody is there."""
         if self._failed is None or self._failed.done():
             return None
         source, cluster = self._source, self._cluster
-        pause = None
+        came = more = False
         try:
-            for number in range(READS_AT_A_TIME):
+            for _ in range(READS_AT_A_TIME):
                 now = self._clock()
                 events, more = source.read(now)
                 if more:
                     self._heard()
                 if events:
+                    self._came += len(events)
                     if self._also is not None:
                         self._also(events, now)
                     cluster.fold(events, now, live=source.live)
-                if more or events:
-                    pause = PAUSE_SECONDS if number == 0 else BUSY_PAUSE_SECONDS
+                came = came or more or bool(events)
                 if not more:
                     break
-            else:
-                pause = 0.0
             source.settle()
         except BrokerUnavailable as error:
             self._give_up(error)
@@ -152,7 +155,7 @@ class Listener:
             log.exception("fault while reading events", extra={"broker": self._name})
             self._give_up(BrokerUnavailable(f"fault while reading events: {type(error).__name__}"))
             return None
-        return pause
+        return more if came else None
 
     def _give_up(self, error: BrokerUnavailable) -> None:
         if self._failed is not None:
@@ -182,7 +185,7 @@ class Listener:
 
     def _read_dry(self) -> None:
         for _ in range(LAST_TURNS):
-            if self._read() != 0:
+            if not self._read():
                 break
         if self._failed is not None and self._failed.done():
             self._failed.exception()  # the connection broke, and nobody is left to care
@@ -204,11 +207,19 @@ class Listener:
         """Read. While something comes, look again after a pause: asking the kernel when costs more than looking."""
         assert self._loop is not None  # noqa: S101  # set by run()
         self._unwatch()
-        pause = self._read()
-        if pause is None:
+        is_left = self._read()
+        if is_left is None:
             self._watch()
         else:
-            self._next_turn = self._loop.call_later(pause, self._turn)
+            self._next_turn = self._loop.call_later(0.0 if is_left else self._pause(), self._turn)
+
+    def _pause(self) -> float:
+        """Begin a pause; return its length in seconds, which is longer where little comes."""
+        assert self._loop is not None  # noqa: S101  # set by run()
+        now = self._loop.time()
+        is_busy = self._came > BUSY_RATE * (now - self._paused_at)
+        self._came, self._paused_at = 0, now
+        return BUSY_PAUSE_SECONDS if is_busy else PAUSE_SECONDS
 
     def _heard(self) -> None:
         assert self._loop is not None  # noqa: S101  # set by run()
