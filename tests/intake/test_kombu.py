@@ -94,6 +94,7 @@ def test_a_broker_that_is_gone_is_unavailable_until_it_is_back(
     from_files.close()
     with pytest.raises(BrokerUnavailable):
         connect_and_read(from_files, 1)
+    from_files.farewell()  # its thread does not look into the folder any more
     from_files.close()
     away.rename(folder)
     from_files.open()
