@@ -125,10 +125,10 @@ def _task_unknown(message: Any = None, name: Any = None, id: Any = None, **_: An
         worker.tasks.unknown(message, str(name), str(id))
 
 
-def _worker_shutting_down(**_: Any) -> None:
-    # The worker may be killed while it waits for what still runs; and of some cold shutdowns this is the last we hear.
+def _worker_shutting_down(how: str = "", **_: Any) -> None:
+    # After a warm shutdown worker_shutdown comes; of some cold ones this is the last that we hear.
     worker = _State.worker
-    if worker is not None:
+    if worker is not None and how == "Cold":
         worker.flush(final=False)
 
 

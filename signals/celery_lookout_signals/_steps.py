@@ -42,9 +42,16 @@ class SnapshotStep(bootsteps.StartStopStep):
 
     def stop(self, consumer: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as above
         """The connection is gone, or the worker stops."""
+        guarded(self._stop)(consumer)
+
+    def _stop(self, consumer: Any) -> None:
         timer, self._timer = self._timer, None
         if timer is not None:
-            guarded(consumer.timer.cancel)(timer)
+            consumer.timer.cancel(timer)
+        if consumer.blueprint.state == bootsteps.CLOSE:
+            # The worker waits for what runs, and many are killed while they wait.
+            worker: WorkerSide = getattr(consumer.app, _ATTRIBUTE)
+            worker.flush(final=False)
 
 
 def add_step(app: Any, worker: WorkerSide) -> None:

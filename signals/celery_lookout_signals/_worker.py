@@ -87,22 +87,22 @@ class WorkerSide:
 
     def tick(self) -> None:
         """Gather what has come, and publish when it is time."""
-        self._work(final=False, now=False)
+        self._work()
 
     def flush(self, *, final: bool) -> None:
-        """Gather and publish at once; *final* says goodbye."""
-        self._work(final=final, now=True)
+        """Gather and publish at once, for it may be the last time; *final* says goodbye."""
+        self._work(final=final, last=True)
 
-    def _work(self, *, final: bool, now: bool) -> None:
-        # Only the signal to stop, which comes in the middle of anything, can find us at work.
+    def _work(self, *, final: bool = False, last: bool = False) -> None:
+        # Only a cold shutdown, which comes as a signal in the middle of anything, can find us at work.
         if not self._busy.acquire(blocking=False):
             return
         try:
             self.tasks.gather()
-            if not now:
+            if not last:
                 self._look_at_processes()
-            if now or time.monotonic() >= self._next_at:
-                self._publish(final=final, last=now)
+            if last or time.monotonic() >= self._next_at:
+                self._publish(final=final, last=last)
         finally:
             self._busy.release()
 

@@ -79,7 +79,7 @@ def test_snapshots_begin_before_the_first_task_and_end_with_a_goodbye(
     assert told == [
         (1, None, None, 60.0, False),
         (2, "prefork", 2, 60.0, False),
-        (3, "prefork", 2, 60.0, False),  # at the signal to stop
+        (3, "prefork", 2, 60.0, False),  # when it begins to stop
         (4, "prefork", 2, 60.0, True),
     ]
     assert [bool(snapshot["rows"]) for snapshot in (reader.snapshots[0], reader.snapshots[3])] == [False, True]

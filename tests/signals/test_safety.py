@@ -81,7 +81,7 @@ def logged_faults(worker: Worker) -> Counter[tuple[str, str]]:
         pytest.param(
             ["_runs:Runs.begin", "_gatherer:Gatherer.received", "_gatherer:Gatherer.unknown", "_worker:parts"],
             {"begin"},
-            {"_worker_init", "received", "_task_unknown", "tick", "_worker_shutdown"},
+            {"_worker_init", "received", "_task_unknown", "tick", "_stop", "_worker_shutdown"},
             id="at the beginning of runs",
         ),
         pytest.param(
@@ -118,7 +118,7 @@ def test_a_fault_changes_no_outcome_and_is_logged_once(
     expected = {("ForkPoolWorker-1", name) for name in in_pool} | {("MainProcess", name) for name in in_main}
     faults = logged_faults(worker)
     if ("MainProcess", "tick") in expected:  # what a run told since the last tick is met when the worker stops
-        expected |= {("MainProcess", "_worker_shutting_down")} & faults.keys()
+        expected |= {("MainProcess", "_stop")} & faults.keys()
     assert faults == dict.fromkeys(expected, 1)
     assert worker.process is not None
     assert worker.process.returncode == 0
