@@ -262,3 +262,17 @@ def beat_snapshot(at: float, *entries: Mapping[str, Any], beat: str = "beat@h", 
         "started_at": EPOCH, "interval": 5.0, "final": False, "entries": entries,
     }  # fmt: skip
     return msgspec.convert({**known, **fields}, BeatSnapshot)
+
+
+def beat_on(watched: Watched, seconds: int, *, processed: int = 0, **fields: int) -> None:
+    """Let the worker live on, with a heartbeat every two seconds."""
+    start = int(watched.seconds)
+    watched.hear_each(heartbeat(second, processed=processed, **fields) for second in range(start, start + seconds, 2))
+
+
+def run_tasks(watched: Watched, count: int) -> None:
+    """Let the worker run tasks."""
+    at = watched.seconds
+    for number in range(count):
+        name = f"t{number}-{at}"
+        watched.hear(sent(at, uuid=name), received(at, uuid=name), started(at, uuid=name), succeeded(at, uuid=name))

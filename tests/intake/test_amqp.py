@@ -20,6 +20,7 @@ from celery_lookout.intake.amqp_frames import HEARTBEAT
 from celery_lookout.intake.decode import EventDecoder
 from tests import conftest
 from tests.clusters import Watched
+from tests.intake.reading import read
 from tests.servers.process import wait_until
 from tests.servers.proxy import FaultProxy
 
@@ -54,18 +55,6 @@ def publish(url: str, count: int) -> None:
         for number in range(count):
             body = {"type": "task-succeeded", "timestamp": time.time(), "hostname": "w@h", "uuid": str(number)}
             exchange.publish(exchange.Message(json.dumps(body), content_type="application/json"), "task.succeeded")
-
-
-def read(events: AmqpEvents, count: int) -> list[str]:
-    """Read at least *count* events and return their task ids."""
-    found: list[str] = []
-
-    def look() -> bool:
-        found.extend(event.uuid for event in events.read(time.time())[0])
-        return len(found) >= count
-
-    wait_until(look)
-    return found
 
 
 def leave(events: AmqpEvents) -> None:

@@ -18,6 +18,7 @@ from celery_lookout.intake import kombu as module
 from celery_lookout.intake.decode import EventDecoder
 from celery_lookout.intake.kombu import KombuEvents
 from tests.clusters import Watched
+from tests.intake.reading import read
 from tests.servers.process import wait_until
 
 
@@ -69,18 +70,6 @@ def publish(broker: Broker, *uuids: str) -> None:
 def connect_and_read(events: KombuEvents, count: int) -> list[str]:
     events.open()
     return read(events, count)
-
-
-def read(events: KombuEvents, count: int) -> list[str]:
-    """Read at least *count* events and return their task ids."""
-    found: list[str] = []
-
-    def look() -> bool:
-        found.extend(event.uuid for event in events.read(time.time())[0])
-        return len(found) >= count
-
-    wait_until(look)
-    return found
 
 
 def test_a_broker_that_is_gone_is_unavailable_until_it_is_back(

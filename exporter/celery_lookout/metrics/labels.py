@@ -48,9 +48,8 @@ class Rename:
             if not equals or not source:
                 raise ValueError("write for example celery@(.+)-[a-z0-9]+-[a-z0-9]+=$1")
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "error", FutureWarning
-                )  # of sets in sets, which another Python may read otherwise
+                # Of sets in sets, which another Python may read otherwise.
+                warnings.simplefilter("error", FutureWarning)
                 pattern = re.compile(source)
             if _can_explode(source):
                 raise ValueError("what is repeated must not hold a repetition or alternatives itself")
