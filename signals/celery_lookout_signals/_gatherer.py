@@ -30,9 +30,6 @@ FAILURES_OF_A_KIND = 5
 #: What Celery calls a task that the worker does not have; the signal itself brings a KeyError.
 NOT_REGISTERED = "celery.exceptions.NotRegistered"
 
-#: A message's key, the number of retries, and whether it was delivered before.
-Attempt = tuple[int, int, bool]
-
 
 class _Received(NamedTuple):
     """The main process took a message from the broker."""
@@ -64,24 +61,26 @@ class Gatherer:
         self.runs_lost = self.faults = 0
         #: Failures counted.
         self.failed = 0
-        self._heard: deque[_Received | Run | _Death] = deque()
+        self._received: deque[_Received] = deque()
+        #: Ends that are told in this process, of tasks that were received before.
+        self._ends: deque[Run | _Death] = deque()
         #: Tasks received, by id, which Celery still held when they were counted; it alone keeps them.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         #: Requests whose death was counted.
         self._dead: weakref.WeakSet[Any] = weakref.WeakSet()
         #: Attempts whose start was counted before their end, because they take longer than from one call to the next.
-        self._started: set[Attempt] = set()
+        self._started: set[int] = set()
         #: Attempts that told their end and still seem to run, since Celery has not heard of it.
-        self._ended: set[Attempt] = set()
+        self._ended: set[int] = set()
         self._limiter = Limiter()
         self._failures: list[Failure] = []
 
     # -- hearing
 
-    def received(self, request: Any, **_: Any) -> None:
+    def received(self, request: Any) -> None:
         """A message became a request: ``task_received``."""
         message = self._messages.read(request.request_dict)
-        self._heard.append(_Received(request.name, message, weakref.ref(request)))
+        self._received.append(_Received(request.name, message, weakref.ref(request)))
 
     def died(self, task_id: str, error: BaseException, traceback: str) -> None:
         """
@@ -97,7 +96,7 @@ class Gatherer:
         # The death of a process is noticed seconds later.
         runtime = now - request.time_start if request.time_start and name != "WorkerLostError" else UNMEASURED
         run = self._run_of(request, "failed", name, now, runtime)
-        self._heard.append(_Death(request, run))
+        self._ends.append(_Death(request, run))
         if self._limiter.admits(request.name, class_name(error)):
             self._failures.append(_failure(request, run, error, traceback))
 
@@ -107,9 +106,9 @@ class Gatherer:
         outcome = "expired" if expired else "terminated" if terminated else "revoked"
         if request is None:  # before it was received
             queue = self._queues.name_of(fields.get("delivery_info"))
-            self._heard.append(Run(task, queue, outcome, started=False))
+            self._ends.append(Run(task, queue, outcome, started=False))
         else:
-            self._heard.append(_Death(request, self._run_of(request, outcome, "", time.time(), UNMEASURED)))
+            self._ends.append(_Death(request, self._run_of(request, outcome, "", time.time(), UNMEASURED)))
 
     def unknown(self, message: Any, task: str, task_id: str) -> None:
         """A message names a task that this worker does not have: ``task_unknown``."""
@@ -126,7 +125,7 @@ class Gatherer:
             trace_id=recorded_id(trace),
             task_id=told_id,
         )
-        self._heard.append(run)
+        self._ends.append(run)
         if self._limiter.admits(task, NOT_REGISTERED):
             self._failures.append(
                 Failure(
@@ -145,11 +144,10 @@ class Gatherer:
 
     def _request(self, task_id: str) -> Any:
         """Return the request of a task that was received, the latest of this id; None if there is none."""
-        for record in reversed(list(self._heard)):
-            if isinstance(record, _Received):
-                request = record.request()
-                if request is not None and request.id == task_id:
-                    return request
+        for received in reversed(list(self._received)):
+            request = received.request()
+            if request is not None and request.id == task_id:
+                return request
         return self._requests.get(task_id)
 
     def _run_of(self, request: Any, outcome: str, exception: str, now: float, runtime: float) -> Run:
@@ -159,9 +157,8 @@ class Gatherer:
             queue=message.queue,
             outcome=outcome,
             exception=exception,
-            key=message.key,
+            attempt=message.attempt,
             retries=message.retries,
-            redelivered=message.redelivered,
             started=bool(request.time_start),
             ended_at=now,
             runtime=runtime,
@@ -174,28 +171,25 @@ class Gatherer:
 
     def gather(self) -> None:
         """Count what was told. Runs before deaths: what a run told of its end is true, whatever became of it after."""
-        heard = [self._heard.popleft() for _ in range(len(self._heard))]
-        for received in heard:
-            if isinstance(received, _Received):
-                message = received.message
-                self.totals.count_received(received.task, message.queue, redelivered=message.redelivered)
-                request = received.request()
-                if request is not None:
-                    self._requests[request.id] = request
-                # What is known of the same attempt is of an earlier delivery, whose process died.
-                attempt = _attempt(message)
-                self._started.discard(attempt)
-                self._ended.discard(attempt)
+        ends = [self._ends.popleft() for _ in range(len(self._ends))]
+        for task, message, find in [self._received.popleft() for _ in range(len(self._received))]:
+            self.totals.count_received(task, message.queue, redelivered=message.redelivered)
+            request = find()
+            if request is not None:
+                self._requests[request.id] = request
+            # What is known of the same attempt is of an earlier delivery, whose process died.
+            self._started.discard(message.attempt)
+            self._ended.discard(message.attempt)
         for record in self.pipe.drain():
             self._count(record)
         for record in self.memory.drain():
             self._count(record)
-        for ended in heard:
+        for ended in ends:
             if isinstance(ended, Run):
                 self._count_run(ended)
-            elif isinstance(ended, _Death) and ended.request not in self._dead:
+            elif ended.request not in self._dead:
                 self._dead.add(ended.request)
-                if _attempt(ended.run) not in self._ended:
+                if ended.run.attempt not in self._ended:
                     self._count_run(ended.run)
         self._count_starts()
         self.faults += _guard.take_faults()
@@ -204,22 +198,20 @@ class Gatherer:
         if isinstance(record, Failure):
             self._failures.append(record)
             return
-        attempt = _attempt(record)
         self.runs_lost += record.lost_before
         self.faults += record.faults
         if record.outcome == ABORTED:
-            if record.started and attempt not in self._started:
+            if record.started and record.attempt not in self._started:
                 self.totals.row(record.task, record.queue).count_start(record.wait)
-                self._started.add(attempt)
+                self._started.add(record.attempt)
             return
-        self._ended.add(attempt)
+        self._ended.add(record.attempt)
         self._count_run(record)
 
     def _count_run(self, run: Run) -> None:
         row = self.totals.row(run.task, run.queue)
-        attempt = _attempt(run)
-        if attempt in self._started:
-            self._started.discard(attempt)
+        if run.attempt in self._started:
+            self._started.discard(run.attempt)
         elif run.started:
             row.count_start(run.wait)
             if run.trace_id:
@@ -234,7 +226,7 @@ class Gatherer:
         running = {}
         for request in active():
             message = self._messages.read(request.request_dict)
-            running[_attempt(message)] = request, message
+            running[message.attempt] = request, message
         for attempt in running.keys() - self._started - self._ended:
             request, message = running[attempt]
             self._started.add(attempt)
@@ -257,10 +249,6 @@ class Gatherer:
             if kinds[failure.fingerprint] <= FAILURES_OF_A_KIND and len(picked) < FAILURES_LIMIT:
                 picked.append(failure)
         return picked
-
-
-def _attempt(of: Run | Message) -> Attempt:
-    return of.key, of.retries, of.redelivered
 
 
 def _failure(request: Any, run: Run, error: BaseException, traceback: str) -> Failure:

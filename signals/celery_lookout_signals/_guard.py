@@ -1,7 +1,8 @@
 """
 The edge between Celery and us: whatever goes wrong in our code, the task runs and its outcome is unchanged.
 
-Every function that Celery calls is wrapped once, here. A fault is logged once per kind, and counted.
+Every function that Celery calls is wrapped once, here, or notes its faults here itself. A fault is logged once per
+kind, and counted.
 """
 
 from __future__ import annotations

@@ -60,33 +60,67 @@ def connect(*, interval: float, peak_memory: bool) -> None:
 
 def _connect(signal: Any, handler: Callable[..., None]) -> None:
     """Let *signal* call *handler*, and no other of ours of that name any more."""
+    _connect_guarded(signal, guarded(handler))
+
+
+def _connect_guarded(signal: Any, handler: Callable[..., None]) -> None:
+    """Do the same for a *handler* that guards itself."""
     name = f"celery_lookout_signals.{handler.__name__}"
     signal.disconnect(dispatch_uid=name)
-    signal.connect(guarded(handler), weak=False, dispatch_uid=name)
+    signal.connect(handler, weak=False, dispatch_uid=name)
+
+
+# What is called for every task guards itself: to collect all arguments and to pass them on takes longer than to look
+# at those that matter.
 
 
 def _connect_runs(runs: Runs) -> None:
     """Tasks run in this process."""
     from celery import signals
 
+    def _task_prerun(task: Any = None, task_id: str = "", **_: Any) -> None:
+        try:
+            runs.begin(task, task_id)
+        except Exception as error:  # noqa: BLE001  # the edge
+            _guard.note("_task_prerun", error)
+
+    def _task_postrun(
+        task: Any = None, task_id: str = "", state: str | None = None, retval: Any = None, **_: Any
+    ) -> None:
+        try:
+            runs.end(task, task_id, state, retval)
+        except Exception as error:  # noqa: BLE001  # the edge
+            _guard.note("_task_postrun", error)
+
     _State.runs = runs
-    _connect(signals.task_prerun, runs.begin)
-    _connect(signals.task_postrun, runs.end)
+    _connect_guarded(signals.task_prerun, _task_prerun)
+    _connect_guarded(signals.task_postrun, _task_postrun)
     # Before others' handlers: OpenTelemetry's ends the span that the run belongs to, and may export it.
     handlers = signals.task_postrun.receivers
     handlers[:] = [*handlers[-1:], *handlers[:-1]]  # pyright: ignore[reportOptionalSubscript]  # a list in each signal
 
 
-def _worker_init(sender: Any = None, **_: Any) -> None:
-    from celery.signals import task_received
+def _connect_received(received: Callable[[Any], None]) -> None:
+    """Tasks are taken from the broker in this process."""
+    from celery import signals
 
+    def _task_received(request: Any = None, **_: Any) -> None:
+        try:
+            received(request)
+        except Exception as error:  # noqa: BLE001  # the edge
+            _guard.note("_task_received", error)
+
+    _connect_guarded(signals.task_received, _task_received)
+
+
+def _worker_init(sender: Any = None, **_: Any) -> None:
     from ._steps import add_step
     from ._worker import WorkerSide
 
     worker = _State.worker = WorkerSide(
         sender, interval=_State.interval, peak_memory=_State.peak_memory, on_runs=_connect_runs
     )
-    _connect(task_received, worker.tasks.received)
+    _connect_received(worker.tasks.received)
     add_step(sender.app, worker)
     worker.announce()
 

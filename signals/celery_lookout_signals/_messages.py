@@ -13,9 +13,9 @@ from ._stamp import published, waits_from
 class Message(NamedTuple):
     """One message that carries a task."""
 
-    #: A number for the message, the same in all processes forked from one. Not the task's id alone: a task that
-    #: replaces itself hands it on.
-    key: int
+    #: A number for this delivery of the message, the same in all processes forked from one. Not the task's id alone:
+    #: retries and repeated deliveries have it too, and a task that replaces itself hands it on.
+    attempt: int
     queue: str
     retries: int
     #: Whether the broker delivered it before.
@@ -45,10 +45,12 @@ class Messages:
         eta = fields.get("eta")
         info = fields.get("delivery_info")
         retries = fields.get("retries")
+        retries = whole(retries) if retries else 0
+        redelivered = isinstance(info, dict) and bool(info.get("redelivered"))
         return Message(
-            hash((fields.get("id"), stamp)),
+            hash((fields.get("id"), stamp, retries, redelivered)),
             self._queues.name_of(info),
-            whole(retries) if retries else 0,
-            bool(isinstance(info, Mapping) and info.get("redelivered")),
+            retries,
+            redelivered,
             stamp if eta is None else waits_from(stamp, eta),
         )

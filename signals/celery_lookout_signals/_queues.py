@@ -8,7 +8,7 @@ where the routing key is the queue's name; else the bindings of the queues that 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 UNKNOWN = "unknown"
@@ -25,6 +25,7 @@ class QueueNames:
 
     def __init__(self, app: Any) -> None:
         self._app = app
+        #: By exchange and routing key, as messages have them.
         self._known: dict[tuple[str, str], str] = {}
 
     def consumed(self) -> list[str]:
@@ -33,15 +34,19 @@ class QueueNames:
 
     def name_of(self, delivery_info: Any) -> str:
         """Return the name of the queue, ``unknown`` where no binding or more than one fits."""
-        if not isinstance(delivery_info, Mapping):
+        if not isinstance(delivery_info, dict):
             return UNKNOWN
-        route = (str(delivery_info.get("exchange") or ""), str(delivery_info.get("routing_key") or ""))
-        name = self._known.get(route)
-        if name is None:
-            name = self._find(*route)
-            # A queue that is added later may make a route known.
-            if name != UNKNOWN and len(self._known) < _LIMIT:
-                self._known[route] = name
+        route = delivery_info.get("exchange") or "", delivery_info.get("routing_key") or ""
+        try:
+            return self._known[route]
+        except (KeyError, TypeError):  # the latter of what is no text
+            return self._look_up(str(route[0]), str(route[1]))
+
+    def _look_up(self, exchange: str, routing_key: str) -> str:
+        name = self._find(exchange, routing_key)
+        # A queue that is added later may make a route known.
+        if name != UNKNOWN and len(self._known) < _LIMIT:
+            self._known[exchange, routing_key] = name
         return name
 
     def _find(self, exchange: str, routing_key: str) -> str:

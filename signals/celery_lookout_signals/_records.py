@@ -41,9 +41,8 @@ class Run(NamedTuple):
     #: Class of the exception of a failed or retried run, without its module.
     exception: str = ""
     #: Of the message.
-    key: int = 0
+    attempt: int = 0
     retries: int = 0
-    redelivered: bool = False
     #: Whether the body was entered; a revoked task's was not.
     started: bool = True
     #: Unix time.
@@ -80,7 +79,7 @@ class Failure(NamedTuple):
 
 
 _FRAME = struct.Struct("<HB")  # length of the rest, kind
-_RUN = struct.Struct("<BqI??ddddQQQQ")
+_RUN = struct.Struct("<BqI?ddddQQQQ")
 _FRAMED_RUN = struct.Struct(_FRAME.format + _RUN.format[1:])
 _PART = struct.Struct("<IB")  # process, whether more parts follow
 #: A run that is an exemplar has two more names behind the others.
@@ -102,13 +101,13 @@ def whole(number: Any) -> int:
 
 def encode_run(run: Run) -> bytes:
     """Return the record of *run*, at most ``PIPE_BUF`` bytes."""
-    task, queue, outcome, exception, *numbers, trace_id, task_id = run
-    names, kind = _encode_names(task, queue, exception), _RUN_KIND
-    if trace_id:
-        ids = "\0{}\0{}".format(trace_id, task_id[:NAME_LIMIT].replace("\0", " ")).encode("utf-8", "replace")
+    names, kind = _encode_names(run.task, run.queue, run.exception), _RUN_KIND
+    if run.trace_id:
+        ids = "\0{}\0{}".format(run.trace_id, run.task_id[:NAME_LIMIT].replace("\0", " ")).encode("utf-8", "replace")
         if len(names) + len(ids) <= _NAMES_LIMIT:
             names, kind = names + ids, _EXEMPLAR_KIND
-    return _FRAMED_RUN.pack(_RUN.size + len(names), kind, _OUTCOME_NUMBERS[outcome], *numbers) + names
+    numbers = run[4:15]  # from attempt to faults
+    return _FRAMED_RUN.pack(_RUN.size + len(names), kind, _OUTCOME_NUMBERS[run.outcome], *numbers) + names
 
 
 def encode_failure(failure: Failure) -> list[bytes]:

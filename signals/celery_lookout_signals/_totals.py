@@ -134,8 +134,9 @@ class Row:
             self.totals["retries_exhausted"] += 1
 
     def _observe(self, histogram: _Histogram, value: float) -> None:
-        self.totals[_bucket(histogram, value)] += 1
-        self.totals[histogram.sum] += value
+        totals = self.totals
+        totals[histogram.buckets[bisect_left(histogram.bounds, value)]] += 1
+        totals[histogram.sum] += value
 
     def _class(self, name: str) -> str:
         if name not in self._classes:

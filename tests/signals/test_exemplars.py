@@ -206,7 +206,7 @@ def test_our_handler_is_the_first_when_a_run_ends(monkeypatch: pytest.MonkeyPatc
     def after(**_: Any) -> None:
         order.append("after")
 
-    def end(**_: Any) -> None:
+    def end(*_: Any) -> None:
         order.append("ours")
 
     monkeypatch.setattr(process.runs, "end", end)

@@ -45,8 +45,8 @@ class WorkerLostError(Exception):
     """Celery's has this name."""
 
 
-def key_of(request: Request) -> int:
-    return Messages(QueueNames(app=None)).read(request.request_dict).key
+def attempt_of(request: Request) -> int:
+    return Messages(QueueNames(app=None)).read(request.request_dict).attempt
 
 
 class Worker:
@@ -69,8 +69,8 @@ class Worker:
 
     def tell(self, request: Request, outcome: str = "succeeded", **fields: Any) -> None:
         """The run tells its end, of which Celery hears only later, if at all."""
-        known = {"retries": request.request_dict["retries"], "redelivered": request.delivery_info["redelivered"]}
-        self.gatherer.pipe.send(Run("task", "q", outcome, key=key_of(request), **known, **fields))
+        retries = request.request_dict["retries"]
+        self.gatherer.pipe.send(Run("task", "q", outcome, attempt=attempt_of(request), retries=retries, **fields))
 
     def forget(self, request: Request) -> None:
         """Celery has heard of the end."""
@@ -317,7 +317,8 @@ def test_any_interleaving_counts_each_attempt_once(attempts: list[tuple[str, ...
         # And nothing is remembered of what is over.
         assert not worker.gatherer._started
         assert not worker.gatherer._ended
-        assert not worker.gatherer._heard
+        assert not worker.gatherer._received
+        assert not worker.gatherer._ends
         request = None
         requests.clear()
         assert not worker.gatherer._requests
@@ -330,7 +331,7 @@ def test_any_interleaving_counts_each_attempt_once(attempts: list[tuple[str, ...
 def test_losses_and_faults_of_processes_are_added_up(worker: Worker) -> None:
     for _ in range(2):
         request = worker.receive(Request())
-        worker.gatherer.pipe.send(Run("task", "q", "succeeded", key=key_of(request), lost_before=0, faults=2))
+        worker.gatherer.pipe.send(Run("task", "q", "succeeded", attempt=attempt_of(request), lost_before=0, faults=2))
         worker.gatherer.memory._lost = 3
         worker.gatherer.memory.send(Run("task", "q", "succeeded"))
     _guard.note(__name__, ValueError("of this process"))

@@ -44,6 +44,8 @@ def test_no_wait_is_negative() -> None:
 
 
 def test_one_id_may_stand_for_several_messages() -> None:
-    assert read(**{PUBLISHED_HEADER: 5.0}).key == read(**{PUBLISHED_HEADER: 5.0}).key
-    assert read(**{PUBLISHED_HEADER: 5.0}).key != read(**{PUBLISHED_HEADER: 6.0}).key
-    assert read().key != read(id="two").key
+    assert read(**{PUBLISHED_HEADER: 5.0}).attempt == read(**{PUBLISHED_HEADER: 5.0}).attempt
+    assert read(**{PUBLISHED_HEADER: 5.0}).attempt != read(**{PUBLISHED_HEADER: 6.0}).attempt
+    assert read().attempt != read(id="two").attempt
+    assert read().attempt != read(retries=1).attempt
+    assert read().attempt != read(delivery_info={"redelivered": True}).attempt

@@ -13,7 +13,7 @@ from celery_lookout_signals import _pipe
 from celery_lookout_signals._pipe import Memory, Pipe
 from celery_lookout_signals._records import Failure, Run, encode_failure
 
-RUN = Run("task", "queue", "succeeded", key=1, runtime=0.5)
+RUN = Run("task", "queue", "succeeded", attempt=1, runtime=0.5)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def fill(pipe: Pipe) -> int:
 
 
 def test_what_was_sent_comes_out_in_order_and_once(pipe: Pipe) -> None:
-    sent = [RUN._replace(key=key) for key in range(3000)]
+    sent = [RUN._replace(attempt=attempt) for attempt in range(3000)]
     for run in sent:
         pipe.send(run)
     assert list(pipe.drain()) == sent
@@ -115,7 +115,7 @@ def test_several_processes_write_into_one_pipe_more_than_it_holds(pipe: Pipe) ->
             further = 0
             while pipe._lost:
                 further += 1
-                pipe.send(Run("further", "", "succeeded", key=further))
+                pipe.send(Run("further", "", "succeeded", attempt=further))
             os._exit(0)
         running.add(pid)
     arrived: list[Run] = []
@@ -126,7 +126,7 @@ def test_several_processes_write_into_one_pipe_more_than_it_holds(pipe: Pipe) ->
     while running:
         running -= {pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]}
         arrived += cast("list[Run]", list(pipe.drain()))
-    further = sum(run.key for run in arrived if run.task == "further")
+    further = sum(run.attempt for run in arrived if run.task == "further")
     assert {run.task for run in arrived} - {"further"} == {f"task{number}" * 30 for number in range(4)}
     assert len(arrived) + sum(run.lost_before for run in arrived) == 4 * 5000 + further
 

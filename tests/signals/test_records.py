@@ -36,7 +36,7 @@ runs = st.builds(
     queue=names,
     outcome=st.sampled_from(OUTCOMES),
     exception=names,
-    key=st.integers(-(2**63), 2**63 - 1),
+    attempt=st.integers(-(2**63), 2**63 - 1),
     retries=st.integers(0, 2**32 - 1),
     started=st.booleans(),
     ended_at=finite,
@@ -103,7 +103,7 @@ def test_what_is_encoded_is_decoded_wherever_the_bytes_are_cut(
 
 
 def test_single_bytes_are_enough() -> None:
-    record = Run("task", "queue", "failed", "Boom", key=-1, runtime=1.5)
+    record = Run("task", "queue", "failed", "Boom", attempt=-1, runtime=1.5)
     assert feed(Decoder(), [bytes([byte]) for byte in encode_run(record)]) == [record]
 
 

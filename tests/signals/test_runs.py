@@ -81,9 +81,8 @@ def ended(sink: Sink, stamp: float | None = None, **unlike: Any) -> Run:
     assert isinstance(run, Run)
     assert 0 <= run.runtime < 1
     assert run.ended_at == pytest.approx(time.time(), abs=5)
-    expected = Run(
-        "task", "q", "succeeded", key=hash(("one", stamp)), wait=UNMEASURED, cpu=0.25, growth=4096, peak=8192
-    )
+    attempt = hash(("one", stamp, run.retries, False))
+    expected = Run("task", "q", "succeeded", attempt=attempt, wait=UNMEASURED, cpu=0.25, growth=4096, peak=8192)
     assert run._replace(runtime=UNMEASURED, ended_at=0.0) == expected._replace(**unlike)
     return run
 

@@ -80,20 +80,20 @@ def logged_faults(worker: Worker) -> Counter[tuple[str, str]]:
     [
         pytest.param(
             ["_runs:Runs.begin", "_gatherer:Gatherer.received", "_gatherer:Gatherer.unknown", "_worker:parts"],
-            {"begin"},
-            {"_worker_init", "received", "_task_unknown", "tick", "_stop", "_worker_shutdown"},
+            {"_task_prerun"},
+            {"_worker_init", "_task_received", "_task_unknown", "tick", "_stop", "_worker_shutdown"},
             id="at the beginning of runs",
         ),
         pytest.param(
             ["_runs:Runs.end", "_runs:Runs.fail", "_gatherer:Gatherer.revoked", "_channel:_way"],
-            {"end", "_task_failure"},
+            {"_task_postrun", "_task_failure"},
             {"_task_revoked"},
             id="at the end of runs",
         ),
         pytest.param(
             ["_totals:Totals.row", "_queues:QueueNames.name_of", "_stamp:time"],
-            {"begin", "stamp"},
-            {"received", "_task_unknown", "_task_revoked", "tick"},
+            {"_task_prerun", "stamp"},
+            {"_task_received", "_task_unknown", "_task_revoked", "tick"},
             id="in what is common",
         ),
         pytest.param(["_worker:WorkerSide.__init__"], set(), {"_worker_init"}, id="at the start"),
