@@ -19,7 +19,8 @@ class CeleryProcess(Server):
     """Any ``celery`` subcommand of the sample application."""
 
     start_seconds = 60.0
-    stop_seconds = 30.0
+    #: A pool process whose last result is not read waits 30 s for that (billiard), and the worker for the process.
+    stop_seconds = 45.0
 
     def __init__(
         self,
