@@ -106,10 +106,12 @@ def test_config_maps_without_an_operator(write: Write) -> None:
         [],
         ["--sharded"],
         ["--selector", 'job="a{b", env!~"dev|test"', "--latency-slo", 30],
+        ["--selector", r'job =~ "a\\.\\d+\"" , env != "\\1\t"', "--label", "example.org/team=", "--label", "a=B.c_d"],
         ["--sentry-url", "https://sentry.example/organizations/shop", "--grafana-url", "https://grafana.example/"],
+        ["--grafana-url", "https://grafana.{{ $externalLabels.region }}.example"],
         [option for one in fields(Thresholds) for option in ("--threshold", f"{one.name}=0.5")],
     ],
-    ids=["defaults", "sharded", "selector", "links", "thresholds"],
+    ids=["defaults", "sharded", "selector", "quotes", "links", "templates", "thresholds"],
 )
 def test_promtool_finds_nothing_wrong_with_the_rules(write: Write, options: list[object]) -> None:
     lint(write(*options) / "rules.yml")
@@ -200,7 +202,29 @@ def test_links(write: Write) -> None:
         (["--selector", 'job="a"} or {b="c"'], "is no list of label matchers"),
         (["--latency-slo", "0"], "--latency-slo 0 is no length of time"),
         (["--label", "release"], "--label 'release' is not NAME=VALUE"),
+        (["--selector", 'job="a\n"'], "is no list of label matchers"),
+        (["--selector", 'jöb="a"'], "is no list of label matchers"),
+        (["--selector", '__name__="up"'], "leave out __name__"),
+        (
+            ["--selector", 'env="x", job=~"a\\.b"'],
+            "\\. means nothing within Prometheus's quotes; double the backslash: \\\\.",
+        ),
+        (["--selector", 'job=~"a["'], "mend the regular expression a[: unterminated character set"),
+        (["--selector", 'job!~"a(?=b)"'], "leave out (?=: Prometheus's regular expressions have no such thing"),
+        (["--selector", 'job=~"(a)\\\\1"'], "leave out \\1: Prometheus's"),
+        (["--label", "a b=c"], "--label 'a b=c': 'a b' is no name for Kubernetes"),
+        (["--label", "example..org/=c"], "is no name for Kubernetes"),
+        (["--label", "release=all of them"], "'all of them' is no value for Kubernetes"),
         (["--namespace", "Jobs"], "--namespace 'Jobs' is no name for Kubernetes"),
+        (["--namespace", "a.b"], "--namespace 'a.b' is no name for Kubernetes"),
+        (
+            ["--grafana-url", "grafana.example"],
+            "--grafana-url 'grafana.example' is no address: write for example https://",
+        ),
+        (["--grafana-url", ""], "--grafana-url '' is no address"),
+        (["--sentry-url", "ftp://s"], "--sentry-url 'ftp://s' is no address"),
+        (["--grafana-url", "https://{{g"], "--grafana-url 'https://{{g': give an address; {{ begins a template"),
+        (["--runbook-url", ""], "--runbook-url '': give an address"),
     ],
 )
 def test_bad_settings_are_named(tmp_path: Path, options: list[str], said: str) -> None:

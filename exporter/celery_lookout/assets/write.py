@@ -16,10 +16,20 @@ from celery_lookout.assets.text import to_yaml
 from celery_lookout.assets.thresholds import Thresholds
 from celery_lookout.errors import SettingsError
 
-#: One or more label matchers, as between the braces of a PromQL selector.
-_SELECTOR: Final = re.compile(r'\s*[a-zA-Z_]\w*\s*(=|!=|=~|!~)\s*"([^"\\]|\\.)*"\s*(,\s*(?=\S)|$)')
-#: A name or a label's value in Kubernetes.
-_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
+#: One label matcher, as between the braces of a PromQL selector, and the comma if another one follows.
+_MATCHER: Final = re.compile(
+    r'\s*(?P<label>[a-zA-Z_]\w*)\s*(?P<how>=~|!~|!=|=)\s*"(?P<value>(?:[^"\\\n]|\\.)*)"\s*(?:,\s*(?=\S)|\Z)', re.ASCII
+)
+#: A backslash that means nothing within PromQL's quotes.
+_BAD_ESCAPE: Final = re.compile(r"(?:[^\\]|\\[abfnrtv\\\"'])*+(\\.)")
+#: What Python's regular expressions have and Prometheus's have not: they never look around or back.
+_LOOKS_ROUND: Final = re.compile(r"\(\?<?[=!]|(?<!\\)(?:\\\\)*\\[1-9]")
+
+#: A namespace of Kubernetes.
+_NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+#: The value of a label of Kubernetes, and its name without the domain that may stand before it.
+_LABEL: Final = re.compile(r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", re.ASCII)
+_DOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 #: A file's path below the folder, and its text.
 File = tuple[str, str]
@@ -43,22 +53,74 @@ class KubernetesOptions:
 
 
 def checked_selector(text: str) -> str:
-    """Return a selector's matchers. Raises SettingsError if they are none."""
+    """Return a selector's matchers. Raises SettingsError if Prometheus would not take them."""
     at = 0
-    while at < len(text):
-        found = _SELECTOR.match(text, at)
-        if found is None:
-            break
+    while found := _MATCHER.match(text, at):
+        _check_matcher(text, found)
         at = found.end()
     if not text or at < len(text):
         raise SettingsError(f'--selector {text!r} is no list of label matchers: write for example job="celery-lookout"')
     return text
 
 
-def checked_name(option: str, text: str) -> str:
-    """Return a name for Kubernetes. Raises SettingsError if it is none."""
-    if not _NAME.fullmatch(text):
-        raise SettingsError(f"{option} {text!r} is no name for Kubernetes: use small letters, digits, - and .")
+def _check_matcher(text: str, matcher: re.Match[str]) -> None:
+    if matcher["label"] == "__name__":
+        raise SettingsError(f"--selector {text}: the rules name their metrics themselves; leave out __name__")
+    if bad := _BAD_ESCAPE.match(matcher["value"]):
+        raise SettingsError(
+            f"--selector {text}: {bad[1]} means nothing within Prometheus's quotes; double the backslash: \\{bad[1]}"
+        )
+    if matcher["how"] not in ("=~", "!~"):
+        return
+    pattern = re.sub(r"\\(.)", r"\1", matcher["value"])
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise SettingsError(f"--selector {text}: mend the regular expression {pattern}: {error}") from None
+    if found := _LOOKS_ROUND.search(pattern):
+        raise SettingsError(
+            f"--selector {text}: leave out {found[0]}: Prometheus's regular expressions have no such thing"
+        )
+
+
+def checked_namespace(text: str) -> str:
+    """Return a namespace. Raises SettingsError if Kubernetes has none of such a name."""
+    if not _NAMESPACE.fullmatch(text):
+        raise SettingsError(
+            f"--namespace {text!r} is no name for Kubernetes: use up to 63 small letters, digits and -, - not at an end"
+        )
+    return text
+
+
+def checked_label(text: str) -> tuple[str, str]:
+    """Return the name and the value of a label. Raises SettingsError if Kubernetes would not take them."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise SettingsError(f"--label {text!r} is not NAME=VALUE: write for example release=prometheus")
+    domain, slash, name = key.rpartition("/")
+    if not _LABEL.fullmatch(name) or (slash and not _DOMAIN.fullmatch(domain)):
+        raise SettingsError(
+            f"--label {text!r}: {key!r} is no name for Kubernetes: write for example release or example.org/release"
+        )
+    if value and not _LABEL.fullmatch(value):
+        raise SettingsError(
+            f"--label {text!r}: {value!r} is no value for Kubernetes: use up to 63 letters, digits, -, _ and ., and a "
+            "letter or digit at both ends"
+        )
+    return key, value
+
+
+def checked_url(option: str, text: str) -> str:
+    """Return an address, which may hold templates of Prometheus. Raises SettingsError if it is none."""
+    if not re.match(r"https?://[^/\s]", text):
+        raise SettingsError(f"{option} {text!r} is no address: write for example https://grafana.example.org")
+    return checked_braces(option, text)
+
+
+def checked_braces(option: str, text: str) -> str:
+    """Return a part of an annotation. Raises SettingsError for a template in it that has no end or no beginning."""
+    if not text or text.count("{{") != text.count("}}"):
+        raise SettingsError(f"{option} {text!r}: give an address; {{{{ begins a template and }}}} ends it")
     return text
 
 
@@ -67,23 +129,18 @@ def read_options(given: Mapping[str, Any]) -> tuple[RuleOptions, KubernetesOptio
     slo = given["latency_slo"]
     if slo is not None and not 0 < slo < float("inf"):
         raise SettingsError(f"--latency-slo {slo:g} is no length of time: give seconds above 0")
-    labels = {}
-    for text in given["labels"]:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise SettingsError(f"--label {text!r} is not NAME=VALUE: write for example release=prometheus")
-        labels[name] = value
+    sentry_url, namespace = given["sentry_url"], given["namespace"]
     rules = RuleOptions(
         selector=checked_selector(given["selector"]),
         sharded=given["sharded"],
         thresholds=Thresholds.read(given["thresholds"]),
         latency_slo=slo,
-        runbook_url=given["runbook_url"],
-        grafana_url=given["grafana_url"],
-        sentry_url=given["sentry_url"],
+        runbook_url=checked_braces("--runbook-url", given["runbook_url"]),
+        grafana_url=checked_url("--grafana-url", given["grafana_url"]),
+        sentry_url=sentry_url and checked_url("--sentry-url", sentry_url),
     )
-    namespace = given["namespace"]
-    return rules, KubernetesOptions(namespace and checked_name("--namespace", namespace), labels)
+    labels = dict(map(checked_label, given["labels"]))
+    return rules, KubernetesOptions(namespace and checked_namespace(namespace), labels)
 
 
 def write_assets(folder: Path, form: str, options: RuleOptions, kubernetes: KubernetesOptions) -> list[Path]:
