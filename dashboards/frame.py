@@ -135,6 +135,11 @@ def _annotations() -> Iterator[builders.AnnotationQuery]:
     restarts = builders.AnnotationQuery().name("Restarts of the sidecar").datasource(PROMETHEUS).enable(True)
     restarts.expr(f"max by (job) (changes(process_start_time_seconds{{{_JOB}}}[2m])) > 0").step("60s")
     yield restarts.title_format("The sidecar restarted").text_format("{{job}}").icon_color("orange")
+    workers = builders.AnnotationQuery().name("Restarts of workers").datasource(PROMETHEUS).enable(True)
+    # A worker's own count begins anew with it. One that comes back under another name is a new worker.
+    counts = f'celery_worker_tasks_processed_total{{{_JOB}, broker=~"$broker"}}'
+    workers.expr(f"max by (job, broker, worker) (resets({counts}[2m])) > 0").step("60s")
+    yield workers.title_format("{{worker}} restarted").text_format("{{job}} {{broker}}").icon_color("purple")
     deploys = builders.AnnotationQuery().name("Deploys").datasource(_GRAFANA).enable(True).icon_color("blue")
     tagged = builders.AnnotationTarget().limit(100).match_any(False).tags(["deploy"]).type("tags")
     # The builder wants a query; Grafana's own annotations have this instead.

@@ -96,9 +96,12 @@ def test_the_frame(file: str) -> None:
     assert dropdown["includeVars"]
     assert dropdown["keepTime"]
     annotations = {annotation["name"]: annotation for annotation in board["annotations"]["list"]}
-    assert annotations.keys() == {"Annotations & Alerts", "Firing alerts", "Restarts of the sidecar", "Deploys"}
+    assert list(annotations) == [
+        "Annotations & Alerts", "Firing alerts", "Restarts of the sidecar", "Restarts of workers", "Deploys",
+    ]  # fmt: skip
     assert 'component="celery"' in annotations["Firing alerts"]["expr"]
     assert "changes(process_start_time_seconds{" in annotations["Restarts of the sidecar"]["expr"]
+    assert "resets(celery_worker_tasks_processed_total{" in annotations["Restarts of workers"]["expr"]
     assert annotations["Deploys"]["target"]["tags"] == ["deploy"]
 
 

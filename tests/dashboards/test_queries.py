@@ -53,7 +53,7 @@ def is_counter(metric: str) -> bool:
 
 def test_there_are_queries() -> None:
     assert sum(len(queries(file)) for file in LOADED) > 150
-    assert len(marked()) == 2
+    assert len(marked()) == 3
     assert len(offered()) > 4
 
 
