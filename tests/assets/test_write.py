@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -89,6 +90,20 @@ def test_an_operator_gets_one_object_for_the_rules_and_one_for_each_dashboard(wr
         assert json.loads(text) == json.loads((ROOT / "dashboards" / name).read_text())
         # Kubernetes takes no more.
         assert len(text) < 2**20
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("plain", "*.json"), ("configmap", "*.yaml")])
+def test_dashboards_of_sharded_sidecars_add_up_what_these_tell(write: Write, form: str, suffix: str) -> None:
+    """Only where the largest of several would be taken before a sum, and never in what a panel shows line by line."""
+    before = [path.read_text() for path in sorted((write("--format", form) / "dashboards").glob(suffix))]
+    after = [path.read_text() for path in sorted((write("--format", form, "--sharded") / "dashboards").glob(suffix))]
+    assert len(after) == len(DASHBOARDS)
+    assert [text.replace("broker, instance", "broker") for text in after] == [
+        text.replace("broker, instance", "broker") for text in before
+    ]
+    merged = [by for text in after for by in re.findall(r"max by \((cluster, [^)]*)\)", text)]
+    assert len(merged) > 100
+    assert all(by.startswith("cluster, namespace, job, broker, instance") for by in merged)
 
 
 def test_config_maps_without_an_operator(write: Write) -> None:

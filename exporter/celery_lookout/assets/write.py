@@ -31,6 +31,9 @@ _NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL: Final = re.compile(r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", re.ASCII)
 _DOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
+#: In dashboards, how what several sidecars tell alike is taken once.
+_MERGED: Final = "max by (cluster, namespace, job, broker"
+
 #: A file's path below the folder, and its text.
 File = tuple[str, str]
 
@@ -161,7 +164,7 @@ def _plain(options: RuleOptions, _: KubernetesOptions) -> Iterator[File]:
     yield "rules.yml", to_yaml(rule_file(options))
     yield "alertmanager.example.yml", (_source("alerts") / "alertmanager.example.yml").read_text()
     yield from _texts("alerts/runbooks", ".md", "runbooks")
-    yield from _texts("dashboards", ".json", "dashboards")
+    yield from _dashboards(options)
 
 
 def _operator(options: RuleOptions, kubernetes: KubernetesOptions) -> Iterator[File]:
@@ -172,14 +175,14 @@ def _operator(options: RuleOptions, kubernetes: KubernetesOptions) -> Iterator[F
         "spec": rule_file(options),
     }
     yield "prometheus-rule.yaml", to_yaml(rules)
-    yield from _dashboard_maps(kubernetes)
+    yield from _dashboard_maps(options, kubernetes)
     yield from _texts("alerts/runbooks", ".md", "runbooks")
 
 
 def _config_maps(options: RuleOptions, kubernetes: KubernetesOptions) -> Iterator[File]:
     rules = _config_map(kubernetes.metadata("celery-lookout-rules"), {"rules.yml": to_yaml(rule_file(options))})
     yield "rules-configmap.yaml", to_yaml(rules)
-    yield from _dashboard_maps(kubernetes)
+    yield from _dashboard_maps(options, kubernetes)
     yield from _texts("alerts/runbooks", ".md", "runbooks")
 
 
@@ -190,9 +193,15 @@ FORMS: Final[dict[str, Callable[[RuleOptions, KubernetesOptions], Iterator[File]
 }
 
 
-def _dashboard_maps(kubernetes: KubernetesOptions) -> Iterator[File]:
-    """Yield one ConfigMap for each dashboard, with the label that Grafana's sidecar looks for."""
+def _dashboards(options: RuleOptions) -> Iterator[File]:
+    """Yield the dashboards. What sidecars that share the work tell is kept apart until it is added up."""
     for name, text in _texts("dashboards", ".json", "dashboards"):
+        yield name, text.replace(_MERGED, f"{_MERGED}, instance") if options.sharded else text
+
+
+def _dashboard_maps(options: RuleOptions, kubernetes: KubernetesOptions) -> Iterator[File]:
+    """Yield one ConfigMap for each dashboard, with the label that Grafana's sidecar looks for."""
+    for name, text in _dashboards(options):
         uid = json.loads(text)["uid"]
         file = Path(name).name
         one = _config_map(kubernetes.metadata(f"celery-lookout-{uid}", grafana_dashboard="1"), {file: text})
