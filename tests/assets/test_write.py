@@ -171,6 +171,23 @@ def test_the_selector_stands_at_each_metric(write: Write) -> None:
     assert all({("job", "one"), ("env", "x")} <= one for one in selectors)
 
 
+@pytest.mark.parametrize("selector", ['job="one", env="x"', r'env=~"a\\.b|ä\""'])
+def test_the_selector_stands_at_each_metric_of_the_dashboards(write: Write, selector: str) -> None:
+    for path in (write("--selector", selector) / "dashboards").iterdir():
+        board = json.loads(path.read_text())
+        exprs = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
+        exprs += [mark["expr"] for mark in board["annotations"]["list"] if "expr" in mark]
+        exprs += [one["query"] for one in board["templating"]["list"] if "{" in str(one.get("query"))]
+        found = [one for expr in exprs for one in re.findall(r"\{[a-z](?:\"(?:[^\"\\]|\\.)*\"|[^\"}])*\}", expr)]
+        assert len(found) > 30
+        assert not [one for one in found if not one.startswith((f"{{{selector}, cluster=", "{alertstate="))]
+
+
+def test_dashboards_are_as_they_ship_unless_a_selector_is_given(write: Write) -> None:
+    for path in (write() / "dashboards").iterdir():
+        assert path.read_text() == (ROOT / "dashboards" / path.name).read_text()
+
+
 def _selectors(node: Any) -> Iterator[Any]:
     if isinstance(node, promql_parser.VectorSelector):
         yield node

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -33,6 +34,8 @@ _DOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 #: In dashboards, how what several sidecars tell alike is taken once.
 _MERGED: Final = "max by (cluster, namespace, job, broker"
+#: The beginning of each selector in their JSON.
+_SELECTED: Final = r"{cluster=~\"$cluster\""
 
 #: A file's path below the folder, and its text.
 File = tuple[str, str]
@@ -194,9 +197,20 @@ FORMS: Final[dict[str, Callable[[RuleOptions, KubernetesOptions], Iterator[File]
 
 
 def _dashboards(options: RuleOptions) -> Iterator[File]:
-    """Yield the dashboards. What sidecars that share the work tell is kept apart until it is added up."""
+    """
+    Yield the dashboards, which ask about the same sidecars as the rules.
+
+    Without a selector of one's own their variable ``job`` offers every sidecar, whatever its job is called. What
+    sidecars that share the work tell is kept apart until it is added up.
+    """
+    changes = []
+    if options.selector != RuleOptions.selector:
+        matchers = json.dumps(options.selector, ensure_ascii=False)[1:-1]
+        changes.append((_SELECTED, f"{{{matchers}, {_SELECTED[1:]}"))
+    if options.sharded:
+        changes.append((_MERGED, f"{_MERGED}, instance"))
     for name, text in _texts("dashboards", ".json", "dashboards"):
-        yield name, text.replace(_MERGED, f"{_MERGED}, instance") if options.sharded else text
+        yield name, reduce(lambda changed, change: changed.replace(*change), changes, text)
 
 
 def _dashboard_maps(options: RuleOptions, kubernetes: KubernetesOptions) -> Iterator[File]:
