@@ -26,6 +26,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "prometheus": ("promtool",),
     # Brings amtool.
     "prometheus-alertmanager": ("amtool",),
+    # Checks the unit; it is not started.
+    "systemd": ("systemd-analyze",),
 }
 
 #: Debian asks this program before a package starts its service; 101 means no.
