@@ -101,9 +101,10 @@ def _vanished(promql: Promql, thresholds: Thresholds) -> Iterator[Alert]:
     fleet = by(BROKER, f"{heartbeat} >= {on(BROKER)} group_left () ({last} - {thresholds.workers_together:g})", "count")
     yield Alert(
         name="CeleryWorkersMissing",
-        expr=f"{number} < {on(BROKER)} {ratio} * {most}\n"
-        f"and {on(BROKER)} ({missing} >= {on(BROKER)} {ratio} * {most}\n"
-        f"or {missing} > {on(BROKER)} {ratio} * {fleet})\n{heard}",
+        # All of them, where they were never seen otherwise.
+        expr=f"({number} < {on(BROKER)} {ratio} * {most} or {number} == 0)\n"
+        f"and {on(BROKER)} ({missing} >= {on(BROKER)} {ratio} * ({most} > 0)\n"
+        f"or {missing} > {on(BROKER)} {ratio} * ({fleet} or {by(BROKER, up, 'count')}))\n{heard}",
         wait="5m",
         keep="5m",
         severity="critical",
