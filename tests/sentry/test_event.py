@@ -432,6 +432,32 @@ def test_members_of_a_group_make_no_issue() -> None:
     assert fingerprint(traceback=texts[0]) == fingerprint(traceback=texts[1]) == ["ExceptionGroup", "shop.tasks.resize"]
 
 
+def in_functions(*functions: str) -> str:
+    return "".join(f'  File "/srv/shop/tree.py", line 7, in {function}\n    pass\n' for function in functions)
+
+
+def test_where_a_recursion_ran_out_of_room_makes_no_issue() -> None:
+    cycle = ["visit", "children"] * 300
+    texts = [
+        f"{FRAMES}{in_functions(*cycle, *rest)}RecursionError: maximum recursion depth exceeded\n"
+        for rest in ([], ["visit"], ["visit", "log"], ["log"])
+    ]
+    places = ["tasks.py:resize", "tree.py:visit", "tree.py:children"]
+    for text in texts:
+        assert fingerprint(traceback=text) == ["RecursionError", "shop.tasks.resize", *places]
+    effect = f"\nDuring handling of the above exception, another exception occurred:\n\n{FRAMES}shop.OutOfStock: no\n"
+    assert len({tuple(fingerprint(traceback=text + effect)) for text in texts}) == 1
+
+
+def test_depth_of_a_recursion_makes_no_issue() -> None:
+    texts = [
+        f"{FRAMES}{in_functions(*['visit', 'children'] * depth, 'price')}shop.OutOfStock: no\n" for depth in (1, 2, 9)
+    ]
+    places = ["tasks.py:resize", "tree.py:visit", "tree.py:children", "tree.py:price"]
+    for text in texts:
+        assert fingerprint(traceback=text) == ["OutOfStock", "shop.tasks.resize", *places]
+
+
 def test_task_without_a_name_has_a_fingerprint() -> None:
     assert fingerprint(task="", traceback="", exception="") == ["unknown", "unknown"]
 

@@ -269,7 +269,20 @@ def _places(value: dict[str, Any], number: int) -> list[str]:
     """Return file and function of the innermost frames of the application, the innermost last."""
     frames = value.get("stacktrace", {}).get("frames", [])
     places = [f"{PurePath(frame['filename']).name}:{frame['function']}" for frame in frames if frame["in_app"]]
-    return places[-number:]
+    if value["type"] == "RecursionError":
+        # In which of the functions that call each other there is no more room is chance.
+        places = _until_one_repeats(places)
+    # How often one calls itself depends on what it is given. Of each, the innermost call.
+    return [*dict.fromkeys(reversed(places))][number - 1 :: -1]
+
+
+def _until_one_repeats(places: Sequence[str]) -> list[str]:
+    seen: dict[str, None] = {}
+    for place in places:
+        if place in seen:
+            break
+        seen[place] = None
+    return [*seen]
 
 
 def _clean(text: str) -> str:
