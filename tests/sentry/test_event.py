@@ -259,6 +259,31 @@ def test_what_led_to_the_exception(task: str, source: str) -> None:
     }
 
 
+@pytest.mark.parametrize("told", ["OutOfStock('…')", "shop.errors.OutOfStock"])
+def test_traceback_in_a_message_is_a_part_of_it(told: str) -> None:
+    """By the text alone the KeyError led to the OutOfStock, and that to the ValueError."""
+    cause = f"{FRAMES}KeyError: 17\n\nThe above exception was the direct cause of the following exception:\n\n"
+    quoted = (
+        'Traceback (most recent call last):\n  File "/srv/child.py", line 1, in child\nZeroDivisionError: by zero\n\n'
+        "During handling of the above exception, another exception occurred:\n\n"
+        'Traceback (most recent call last):\n  File "/srv/child.py", line 3, in child\nValueError: no\nsaid the child'
+    )
+    text = f"{cause}{FRAMES}shop.errors.OutOfStock: the child said:\n{quoted}\n"
+    failure = replace(FAILURE, exception=told, traceback=text)
+    context, found = values(failure)
+    assert (found["type"], found["value"]) == ("OutOfStock", f"the child said:\n{quoted}")
+    assert [frame["function"] for frame in found["stacktrace"]["frames"]] == ["trace_task", "resize"]
+    assert found["mechanism"] == {"type": "celery", "handled": False, "exception_id": 0}
+    assert (context["type"], context["value"]) == ("KeyError", "17")
+    assert context["mechanism"]["parent_id"] == 0
+    assert context["mechanism"]["source"] == "__cause__"
+    # Without it there is nothing to go by.
+    assert raised(replace(failure, exception="<it failed>"))["type"] == "ValueError"
+    # One that speaks for its cause does quote nothing.
+    spoken = f"{cause}{FRAMES}shop.errors.OutOfStock: no\n"
+    assert raised(replace(failure, exception="KeyError(17)", traceback=spoken))["type"] == "OutOfStock"
+
+
 def test_groups_and_their_members() -> None:
     found = values(recorded("group"))
     mechanisms = [value["mechanism"] for value in reversed(found)]

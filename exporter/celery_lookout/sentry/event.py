@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from ..failures import Failure
 from ..state.exceptions import UNKNOWN
 from .frames import Places
-from .tracebacks import UNNAMED, Frame, LeftOut, Raised, parse
+from .tracebacks import HEADER, UNNAMED, Frame, LeftOut, Raised, parse
 from .values import without_values
 
 LOGGER: Final = "celery-lookout"
@@ -159,12 +159,41 @@ def _chain(failure: Failure) -> tuple[Raised, ...]:
         worker = failure.worker or "A worker"
         value = f"{worker} got a message for {_task(failure)}, a task that it does not have"
         return (Raised(_CLASSES["unknown_task"], value),)
-    raised, *others = parse(failure.traceback)
+    raised, *others = _without_quoted(parse(failure.traceback), failure)
     value = raised.value
     if raised.name in (UNNAMED, "NoneType") and value in ("", "None"):
         # Of an event there is still the repr.
         value = failure.exception if "(" in failure.exception else ""
     return (replace(raised, name=_class(failure, raised.name), value=value), *others)
+
+
+def _without_quoted(chain: tuple[Raised, ...], failure: Failure) -> tuple[Raised, ...]:
+    """
+    Return *chain* without the exceptions that are part of a message.
+
+    A message may quote the traceback of another process, say, and one exception in it that led to the next. By the
+    text alone these come after the one that got out; but that one's class is told beside it.
+    """
+    match = _NAME.match(failure.exception)
+    told = _split(match[1])[1] if match else UNNAMED
+    if told in _WRAPPERS or told == _split(chain[0].name)[1]:
+        return chain
+    for number, raised in enumerate(chain):
+        if _split(raised.name)[1] == told and HEADER in raised.value.split("\n"):
+            _, found, rest = failure.traceback.partition(raised.value)
+            return _below(chain, number, raised.value + rest.rstrip("\n") if found else raised.value)
+    return chain
+
+
+def _below(chain: Sequence[Raised], top: int, value: str) -> tuple[Raised, ...]:
+    """Return what led to the exception at the place *top*, and first that one, with the message *value*."""
+    places = {top: 0}
+    kept = [replace(chain[top], value=value, parent=None, source="")]
+    for number, raised in enumerate(chain):
+        if raised.parent in places:
+            places[number] = len(kept)
+            kept.append(replace(raised, parent=places[raised.parent]))
+    return tuple(kept)
 
 
 def _task(failure: Failure) -> str:

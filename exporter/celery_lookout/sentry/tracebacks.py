@@ -74,9 +74,10 @@ def parse(text: str) -> tuple[Raised, ...]:
     return tuple(_flat(reader.root)) or (Raised(UNNAMED),)
 
 
-_HEADERS: Final = frozenset(
-    {"Traceback (most recent call last):", "Exception Group Traceback (most recent call last):"}
-)
+#: With it Python begins the traceback of an exception.
+HEADER: Final = "Traceback (most recent call last):"
+
+_HEADERS: Final = frozenset({HEADER, f"Exception Group {HEADER}"})
 
 #: What stands between two exceptions, and what the first is to the second.
 _LINKS: Final = {
