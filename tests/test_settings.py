@@ -110,6 +110,8 @@ def test_every_option_has_a_variable(read: Read) -> None:
         (("--sentry.mode", "infra", "--sentry.dsn", "ftp://verysecret@host/1"), "--sentry.dsn is no DSN"),
         (("--sentry.mode", "infra", "--sentry.dsn", "https://verysecret@host:x/1"), "--sentry.dsn is no DSN"),
         (("--sentry.mode", "infra", "--sentry.dsn", "https://verysecret@[host/1"), "--sentry.dsn is no DSN"),
+        (("--sentry.mode", "infra", "--sentry.dsn", "https://verysecret@host/1/"), "--sentry.dsn is no DSN"),
+        (("--sentry.mode", "infra", "--sentry.dsn", "https://verysecret@ho st/1"), "--sentry.dsn is no DSN"),
         (("--sentry.mode", "all", "--sentry.dsn-file", "/no/such"), "--sentry.dsn-file '/no/such' cannot be read"),
         (("--sentry.mode", "all", "--sentry.dsn", DSN, "--sentry.sample-rate", "1.5"), "must not be above 1"),
         (("--sentry.mode", "all", "--sentry.dsn", DSN, "--sentry.sample-rate", "0"), "must be a number above 0"),
@@ -127,6 +129,7 @@ def test_the_dsn_comes_from_a_file_or_the_environment_and_is_not_shown(read: Rea
     for settings in (
         read("--broker", REDIS, "--sentry.mode", "all", "--sentry.dsn-file", file(f"{DSN}\n")),
         read("--broker", REDIS, "--sentry.mode", "all", SENTRY_DSN=DSN),
+        read("--broker", REDIS, "--sentry.mode", "all", SENTRY_DSN=f" {DSN}\n"),
     ):
         assert settings.sentry is not None
         assert settings.sentry.dsn == DSN

@@ -356,9 +356,10 @@ def _sentry(given: Mapping[str, Any]) -> SentryOptions | None:
     mode = given["sentry_mode"]
     if mode == "off":
         return None
-    dsn = given["sentry_dsn"]
+    dsn = given["sentry_dsn"] or ""
     if given["sentry_dsn_file"] is not None:
-        dsn = _text_of(given["sentry_dsn_file"], "sentry.dsn-file").strip()
+        dsn = _text_of(given["sentry_dsn_file"], "sentry.dsn-file")
+    dsn = dsn.strip()
     if not dsn:
         raise SettingsError(f"--sentry.mode {mode} needs --sentry.dsn, --sentry.dsn-file, or SENTRY_DSN")
     return SentryOptions(

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from ..errors import SettingsError
 
-#: Key, host and number of the project; a path in front of the number is allowed.
-_PROJECT: Final = re.compile(r"/(?:.+/)?\d+/?")
+#: The number of the project; a path in front of it is allowed.
+_PROJECT: Final = re.compile(r"/(?:.+/)?[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def _is_dsn(text: str) -> bool:
         _ = parts.port  # read only now, and refused if it is no number
     except ValueError:
         return False
-    named = parts.scheme in ("http", "https") and parts.username and parts.hostname
+    named = parts.scheme in ("http", "https") and parts.username and parts.hostname and not re.search(r"\s", text)
     return bool(named and _PROJECT.fullmatch(parts.path))
 
 
