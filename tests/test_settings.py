@@ -295,6 +295,35 @@ def test_errors_of_the_file_name_it(text: str, shown: str, file: Callable[[str],
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("sentry.deny: [shop.mail: OutOfStock]", "--sentry.deny"),
+        ("sentry.deny: {shop.mail: OutOfStock}", "--sentry.deny"),
+        ("sentry: {allow: {tasks: [shop.mail]}}", "--sentry.allow"),
+        ("sentry.allow: [[shop.mail]]", "--sentry.allow"),
+        ("label.task-deny: [{a: b}]", "--label.task-deny"),
+        ("queue.latency-slo: {mail: {seconds: 60}}", "--queue.latency-slo"),
+        ("broker: [redis://:hunter2@host: x]", "--broker"),
+    ],
+)
+def test_what_is_no_text_in_a_list_of_the_file_is_refused_and_not_quoted(
+    text: str, option: str, file: Callable[[str], str]
+) -> None:
+    """It would be a glob that no task matches."""
+    with pytest.raises(SettingsError, match=f"{option} must be a list of texts .* needs quotes") as raised:
+        read_file(file(text))
+    assert "hunter2" not in str(raised.value)
+    assert "OutOfStock" not in str(raised.value)
+
+
+def test_off_in_the_file_needs_no_quotes(read: Read, file: Callable[[str], str]) -> None:
+    """To YAML it is a word for false."""
+    assert read("--broker", REDIS, "--config", file(f"sentry: {{mode: off, dsn: {DSN}}}")).sentry is None
+    with pytest.raises(click.UsageError, match="'true' is not one of"):
+        read("--broker", REDIS, "--config", file("sentry.mode: on"))
+
+
 ODD_VALUES = (
     "2001-99-99", "2001-12-14", "!!int ''", "!!float x", "!!bool x", "!!timestamp x", "!!set {a}", "!!omap [a]",
     "[1, 2]", "[[[]]]", "[null]", "{a: b}", "{[a]: 2}", "&a [*a]", "&a {b: *a}", "{<<: 3}", "null", "true", ".nan",

@@ -27,13 +27,18 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option. *kind* is its type; ``many`` options may be repeated and are lists in the file."""
+    """
+    One option. *kind* is its type; ``many`` options may be repeated and are lists in the file.
+
+    Those of ``many`` that are *pairs*, NAME=VALUE, may be mappings in the file.
+    """
 
     name: str
     help: str
     default: Any = None
     kind: type = str
     many: bool = False
+    pairs: bool = False
     choices: tuple[str, ...] = ()
     #: Variables read besides ``LOOKOUT_…``, which wins.
     also_from: tuple[str, ...] = ()
@@ -67,6 +72,7 @@ OPTIONS: Final = (
         "broker",
         "Broker URL as Celery writes it, or NAME=URL; repeat it to watch several, which must then all be named.",
         many=True,
+        pairs=True,
         also_from=("CELERY_BROKER_URL",),
     ),
     Option("broker.file", "File with one broker URL, or NAME=URL, per line: keeps passwords out of the process list."),
@@ -104,7 +110,7 @@ OPTIONS: Final = (
     Option("control.interval", "Seconds between two rounds of questions to the workers.", 15.0, float),
     Option("probe.interval", "Seconds between two readings of the queues.", 2.0, float),
     Option("queue", "Queue to show from the start, whether anybody consumes it or not.", many=True),
-    Option("queue.latency-slo", "QUEUE=SECONDS, the longest acceptable wait.", many=True),
+    Option("queue.latency-slo", "QUEUE=SECONDS, the longest acceptable wait.", many=True, pairs=True),
     Option(
         "sentry.mode",
         "What to forward to Sentry: nothing; every failure, for workers without Sentry's SDK; or what workers cannot"
@@ -132,6 +138,7 @@ OPTIONS: Final = (
         "otlp.header",
         "NAME=VALUE, sent along with spans; a space in the value is written %20. Secrets are better off in the file.",
         many=True,
+        pairs=True,
     ),
     Option("otlp.service-name", "The service that spans name.", "celery"),
     *(
@@ -149,6 +156,7 @@ OPTIONS: Final = (
                 f"PATTERN=REPLACEMENT: show {things} that match the whole regular expression by another name, in which"
                 " $1 is its first group. Before the lists, in the order given.",
                 many=True,
+                pairs=True,
             ),
         )
     ),
@@ -300,12 +308,22 @@ def _from_yaml(option: Option, value: Any) -> Any:
     """
     Bring a YAML value into the form the command line has: lists of strings, JSON text.
 
-    Raises SettingsError for a list where one value is wanted, and what ``json`` raises for what is no plain data.
+    Raises SettingsError for a list where one value is wanted and the reverse, and what ``json`` raises for what is no
+    plain data. Values are not quoted: they may be secrets.
     """
     if option.many:
-        if isinstance(value, dict):
-            return [f"{key}={item}" for key, item in value.items()]
-        return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+        if option.pairs and isinstance(value, dict):
+            texts = [(f"{key}={item}", item) for key, item in value.items()]
+        else:
+            texts = [(str(item), item) for item in (value if isinstance(value, list) else [value])]
+        if any(isinstance(item, dict | list | set) for _, item in texts):
+            raise SettingsError(
+                f"--{option.name} must be a list of texts in the configuration file: one with a colon and a space in it"
+                " needs quotes"
+            )
+        return [text for text, _ in texts]
+    if value is False and "off" in option.choices:
+        return "off"  # to YAML it is a word for false
     if isinstance(value, dict) or (isinstance(value, bool) and option.kind is not bool):
         return json.dumps(value)
     if isinstance(value, list | set):
