@@ -96,8 +96,8 @@ def test_good_events_survive_those_that_travel_with_them(seed: int) -> None:
 
 
 def _is_no_json(text: str) -> bool:
-    """NaN and infinity are none, nor is half a surrogate: then it cannot be known where one event ends."""
-    return any(odd in text for odd in ("NaN", "Infinity", "\\ud800", "\\udc00"))
+    """NaN and infinity are none: then it cannot be known where one event ends."""
+    return any(odd in text for odd in ("NaN", "Infinity"))
 
 
 def test_of_doubled_keys_the_last_counts() -> None:

@@ -26,6 +26,8 @@ from celery_lookout.intake.decode import (
 
 NOW = 1_800_000_000.0
 
+FAILED = {"type": "task-failed", "timestamp": NOW, "uuid": "1", "hostname": "w@h"}
+
 
 class Intake:
     """A decoder and what it refused."""
@@ -341,9 +343,27 @@ def test_control_characters_and_surrogates_pass_as_text(intake: Intake) -> None:
     assert decoded.name == "\0\U0001f600"
 
 
-def test_a_lone_surrogate_is_no_text(intake: Intake) -> None:
-    assert intake.body(b'{"type":"task-sent","timestamp":1800000000,"uuid":"1","name":"\\ud800"}') == []
-    assert intake.refused == {"malformed": 1}
+def test_half_a_surrogate_costs_no_event(intake: Intake) -> None:
+    """The name of a file that is not UTF-8 is in a message: Celery writes it as JSON that no other reader takes."""
+    texts = {
+        "\udcff": "?",
+        "a\ud800": "a?",
+        "\udc00\ud800": "??",
+        "\ud800\ud83d\ude00": "?\U0001f600",
+        "\\ud800": "\\ud800",
+        "\\\udcff": "\\?",
+        "\U0001f600": "\U0001f600",
+        "\ud83d\\ude00": "?\\ude00",
+    }
+    batch = [{**FAILED, "uuid": str(number), "exception": text} for number, text in enumerate(texts)]
+    events = intake.decoder.body(json.dumps(batch).encode(), NOW)
+    found = [(event.exception or "").replace("\N{REPLACEMENT CHARACTER}", "?") for event in events]
+    assert found == [*texts.values()]
+    (event,) = intake.decoder.body(json.dumps(batch[0]).encode(), NOW)
+    assert event.exception == "\N{REPLACEMENT CHARACTER}"
+    bad = json.dumps([*batch, {"type": "\ud800"}, 5]).encode()
+    assert len(intake.decoder.body(bad, NOW)) == len(batch)
+    assert intake.refused == {"field": 2}
 
 
 json_values = st.recursive(

@@ -7,6 +7,7 @@ be used is reported by reason. kombu's decoders are not used, since they decompr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
@@ -24,6 +25,9 @@ MAX_BATCH: Final = 1000
 #: Bytes up to which a batch with a bad event in it is taken apart to keep the good ones.
 SALVAGE_BYTES: Final = 512 * 1024
 
+#: Surrogates that are looked at in one message, whole pairs as well; a message with more is no JSON.
+SURROGATES_LIMIT: Final = 10_000
+
 #: How far an event's timestamp may be from our clock, in seconds. A worker that was cut off sends its events late.
 OLDEST_SECONDS: Final = 86_400.0
 NEWEST_SECONDS: Final = 3_600.0
@@ -36,6 +40,11 @@ REASONS: Final = (
     "too_large", "too_many", "compressed", "content_type", "content_encoding", "envelope", "malformed", "field",
     "timestamp", "fault", "reply",
 )  # fmt: skip
+
+#: Half of a surrogate pair as JSON escapes it, or a whole one; behind an even number of backslashes.
+_SURROGATE: Final = re.compile(
+    rb"(?<!\\)(?P<before>(?:\\\\)*+)\\u[dD](?:[89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]|(?P<half>[89a-fA-F]))[0-9a-fA-F]{2}"
+)
 
 _Batch = Annotated[list[Event], Meta(max_length=MAX_BATCH)]
 
@@ -111,7 +120,7 @@ class EventDecoder:
         try:
             decoded = both.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            decoded = self._one_by_one(body, single, raw)
+            decoded = self._one_by_one(body if msgpack else _without_halves(body), single, raw)
         events = decoded if isinstance(decoded, list) else [decoded]
         oldest, newest = now - OLDEST_SECONDS, now + NEWEST_SECONDS
         usable = [
@@ -132,7 +141,7 @@ class EventDecoder:
         try:
             items = raw.decode(body)
         except msgspec.ValidationError:  # no batch
-            return self._nothing(self._why_not(body, single))
+            items = [body]
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return self._nothing("malformed")
         if len(items) > MAX_BATCH:
@@ -159,6 +168,19 @@ class EventDecoder:
     def _nothing(self, reason: str) -> list[Event]:
         self._refused(reason, 1)
         return []
+
+
+def _without_halves(body: bytes) -> bytes:
+    """
+    Return JSON without half surrogates, which Python's own writer lets pass and no other reader takes.
+
+    An exception's message has some when it quotes the name of a file that is not UTF-8.
+    """
+    if len(body) > SALVAGE_BYTES:
+        return body
+    return _SURROGATE.sub(
+        lambda found: found["before"] + rb"\ufffd" if found["half"] else found[0], body, SURROGATES_LIMIT
+    )
 
 
 def _has_subject(event: Event) -> bool:
