@@ -39,7 +39,9 @@ WRAPPED = "ExceptionWithTraceback()"
         (None, None, UNKNOWN),
         ("", "", UNKNOWN),
         ("something odd", None, UNKNOWN),
-        ("Ünïcödé('x')", None, UNKNOWN),
+        ("Ünïcödé('x')", None, "Ünïcödé"),
+        (WRAPPED, FRAMES + "läden.Überlauf: x\n", "Überlauf"),
+        ("3.Oops('x')", None, UNKNOWN),
         ("E" * 300 + "()", None, "E" * 100),
     ],
 )

@@ -20,8 +20,8 @@ TERMINATIONS: Final[dict[str, Literal["soft_time_limit", "hard_time_limit", "wor
     "WorkerLostError": "worker_lost",
 }
 
-_CALL = re.compile(r"([A-Za-z_][\w.]*)\(")
-_NAME = re.compile(r"([A-Za-z_][\w.]*)(?::|$)", re.MULTILINE)
+_CALL = re.compile(r"([^\W\d][\w.]*)\(")
+_NAME = re.compile(r"([^\W\d][\w.]*)(?::|$)", re.MULTILINE)
 _WRAPPERS: Final = frozenset({"ExceptionWithTraceback", "UnpickleableExceptionWrapper"})
 
 #: Characters of a class name that a label shows.
