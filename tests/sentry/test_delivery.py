@@ -138,6 +138,9 @@ async def test_a_redirect_is_not_followed(ingest: Ingest) -> None:
         ({"Retry-After": "inf"}, BACK_OFF_SECONDS),
         ({"Retry-After": "1e9"}, LONGEST_BACK_OFF_SECONDS),
         ({"Retry-After": "7", "X-Sentry-Rate-Limits": "20:error:organization"}, 20.0),
+        ({"Retry-After": "7", "X-Sentry-Rate-Limits": "20:transaction:organization"}, 7.0),
+        ({"X-Sentry-Rate-Limits": "20:transaction:organization"}, 60.0),
+        ({"X-Sentry-Rate-Limits": "abc"}, 60.0),
     ],
     ids=str,
 )

@@ -78,13 +78,13 @@ class Delivery:
     async def send(self, event: dict[str, Any]) -> SentryOutcome:
         """Send *event* and return what became of it. Never raises; takes up to ``ANSWER_SECONDS``."""
         category = _CATEGORIES[event.get("type", "")]
-        if self._clock() < max(self._silent_until.get(name, 0.0) for name in ("", category)):
+        if self._is_silent(category):
             return "rate_limited"
         body = await asyncio.get_running_loop().run_in_executor(None, self._envelope, event)
         if body is None:
             return "dropped"
         try:
-            return await self._post(body)
+            return await self._post(body, category)
         except (aiohttp.ClientError, OSError) as error:
             self._failed(type(error).__name__)
             return "failed"
@@ -95,15 +95,18 @@ class Delivery:
         envelope = self._outbox.take()
         return None if envelope is None else gzip.compress(envelope.serialize(), compresslevel=6)
 
-    async def _post(self, body: bytes) -> SentryOutcome:
+    async def _post(self, body: bytes, category: str) -> SentryOutcome:
         if self._session is None:
             # trust_env: a proxy named in the environment is used.
             self._session = aiohttp.ClientSession(
                 headers=self._headers, timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS), trust_env=True
             )
         async with self._session.post(self._url, data=body, allow_redirects=False) as response:
-            self._heed(response)
+            self._heed(response.headers.get("X-Sentry-Rate-Limits", ""))
             if response.status == _TOO_MANY:
+                if not self._is_silent(category):
+                    seconds = _seconds(response.headers.get("Retry-After", "")) or BACK_OFF_SECONDS
+                    self._silent_until[""] = self._clock() + seconds
                 return "rate_limited"
             if not response.ok or response.status >= 300:
                 self._failed(f"HTTP status {response.status}")
@@ -113,13 +116,12 @@ class Delivery:
             log.info("Sentry takes events again")
         return "sent"
 
-    def _heed(self, response: aiohttp.ClientResponse) -> None:
+    def _is_silent(self, category: str) -> bool:
+        return self._clock() < max(self._silent_until.get(name, 0.0) for name in ("", category))
+
+    def _heed(self, limits: str) -> None:
         """Take note of how long Sentry wants to be left alone."""
-        limits = response.headers.get("X-Sentry-Rate-Limits")
-        if limits is None and response.status == _TOO_MANY:
-            limits = response.headers.get("Retry-After", "")
-            limits = limits if _seconds(limits) else str(BACK_OFF_SECONDS)
-        for limit in (limits or "").split(","):
+        for limit in limits.split(","):
             # seconds:category;category:scope:reason, no category for all
             seconds, _, rest = limit.strip().partition(":")
             for category in rest.partition(":")[0].split(";"):
