@@ -617,3 +617,10 @@ def test_celery_quotes_arguments_and_results_and_we_do_not(message: str) -> None
     event = sentry_event(failure)
     assert "hunter2" not in json.dumps(event)
     assert event["exception"]["values"][0]["value"].startswith(("Can't retry shop.mail[1c2d]", "Error sending result"))
+
+
+@pytest.mark.parametrize(
+    "message", ["Error sending result to the bank: no answer", "Can't retry the payment: declined"]
+)
+def test_what_an_application_writes_is_passed_on(message: str) -> None:
+    assert raised(replace(FAILURE, traceback=f"{FRAMES}shop.errors.OutOfStock: {message}\n"))["value"] == message

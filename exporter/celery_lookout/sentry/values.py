@@ -12,7 +12,7 @@ from typing import Final
 #: MaxRetriesExceededError: ``Can't retry TASK[ID] args:(…) kwargs:{…}``.
 _ARGUMENTS: Final = re.compile(r"(Can't retry [^\n]{1,600}?\]) args:.*", re.DOTALL)
 #: MaybeEncodingError: ``Error sending result: ''RESULT''. Reason: ''ERROR''.``; the error may quote a part of it.
-_RESULT: Final = re.compile(r"(Error sending result)\b.*", re.DOTALL)
+_RESULT: Final = re.compile(r"(Error sending result): '.*", re.DOTALL)
 
 
 def without_values(message: str) -> str:
