@@ -17,10 +17,12 @@ TRACEBACK_LIMIT = 16 * 1024
 #: Of these, bytes for the note that says how much is left out.
 _NOTE_BYTES = 64
 
-#: Seconds between two failures of one kind that one process tells of.
+#: Failures of one kind that one process tells of at once, and then one in so many seconds.
+SAME_KIND_BURST = 5
 SAME_KIND_SECONDS = 1.0
 
-#: Failures of any kind that a process tells of in a second.
+#: Failures of any kind that a process tells of at once, and then in a second.
+BURST = 30
 PER_SECOND = 4
 
 #: Class of exception to the kind of failure, where it is not simply an exception.
@@ -43,25 +45,45 @@ _FRAME = re.compile(r'^\s+File "([^"]+)", line \d+, in (\S+)', re.MULTILINE)
 _FRAMES = 5
 
 
+class _Bucket:
+    """So many at once; what was taken comes back bit by bit."""
+
+    def __init__(self, size: int, per_second: float, now: float) -> None:
+        self._size, self._per_second = size, per_second
+        self._left, self._at = float(size), now
+
+    def left(self, now: float) -> float:
+        """Return how many there are to take."""
+        self._left = min(self._left + (now - self._at) * self._per_second, self._size)
+        self._at = now
+        return self._left
+
+    def take(self) -> None:
+        """Take one, which must be there."""
+        self._left -= 1
+
+
 class Limiter:
     """Says which failures of one process are told."""
 
     def __init__(self) -> None:
-        self._second = 0
-        self._told = 0
-        self._kinds: dict[tuple[str, str], float] = {}
+        self._all = _Bucket(BURST, PER_SECOND, time.monotonic())
+        #: By task and exception; those that are full again are forgotten.
+        self._kinds: dict[tuple[str, str], _Bucket] = {}
 
     def admits(self, task: str, exception: str) -> bool:
         """Say whether a failure of *task* with this class is to be told now."""
-        now = time.monotonic()
-        if int(now) != self._second:
-            self._second, self._told = int(now), 0
-            self._kinds = {kind: at for kind, at in self._kinds.items() if now - at < SAME_KIND_SECONDS}
-        kind = (task, exception)
-        if self._told >= PER_SECOND or kind in self._kinds:
+        now, kind = time.monotonic(), (task, exception)
+        if self._all.left(now) < 1:
             return False
-        self._told += 1
-        self._kinds[kind] = now
+        bucket = self._kinds.get(kind)
+        if bucket is None:
+            self._kinds = {one: other for one, other in self._kinds.items() if other.left(now) < SAME_KIND_BURST}
+            bucket = self._kinds[kind] = _Bucket(SAME_KIND_BURST, 1 / SAME_KIND_SECONDS, now)
+        if bucket.left(now) < 1:
+            return False
+        self._all.take()
+        bucket.take()
         return True
 
 

@@ -24,7 +24,7 @@ from ._totals import Totals
 from ._traces import recorded_id, trace_id_of, trace_of
 
 #: Failures in one snapshot, and of one kind among them.
-FAILURES_LIMIT = 20
+FAILURES_LIMIT = 50
 FAILURES_OF_A_KIND = 5
 
 #: What Celery calls a task that the worker does not have; the signal itself brings a KeyError.
@@ -38,13 +38,6 @@ class _Received(NamedTuple):
     message: Message
     #: Returns Celery's request, None when it is gone.
     request: Callable[[], Any]
-
-
-class _Death(NamedTuple):
-    """A run whose end the main process tells, unless the run itself has told it before."""
-
-    request: Any
-    run: Run
 
 
 class Gatherer:
@@ -62,11 +55,11 @@ class Gatherer:
         #: Failures counted.
         self.failed = 0
         self._received: deque[_Received] = deque()
-        #: Ends that are told in this process, of tasks that were received before.
-        self._ends: deque[Run | _Death] = deque()
+        #: Ends that no run told: kills, revocations, tasks that are not known here.
+        self._ends: deque[Run] = deque()
         #: Tasks received, by id, which Celery still held when they were counted; it alone keeps them.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-        #: Requests whose death was counted.
+        #: Requests whose death was heard of.
         self._dead: weakref.WeakSet[Any] = weakref.WeakSet()
         #: Attempts whose start was counted before their end, because they take longer than from one call to the next.
         self._started: set[int] = set()
@@ -89,14 +82,15 @@ class Gatherer:
         Celery 5.7 tells a hard limit twice.
         """
         request = self._request(task_id)
-        if request is None:
+        if request is None or request in self._dead:
             return
+        self._dead.add(request)
         name = type(error).__name__
         now = time.time()
         # The death of a process is noticed seconds later.
         runtime = now - request.time_start if request.time_start and name != "WorkerLostError" else UNMEASURED
         run = self._run_of(request, "failed", name, now, runtime)
-        self._ends.append(_Death(request, run))
+        self._ends.append(run)
         if self._limiter.admits(request.name, class_name(error)):
             self._failures.append(_failure(request, run, error, traceback))
 
@@ -107,8 +101,9 @@ class Gatherer:
         if request is None:  # before it was received
             queue = self._queues.name_of(fields.get("delivery_info"))
             self._ends.append(Run(task, queue, outcome, started=False))
-        else:
-            self._ends.append(_Death(request, self._run_of(request, outcome, "", time.time(), UNMEASURED)))
+        elif request not in self._dead:
+            self._dead.add(request)
+            self._ends.append(self._run_of(request, outcome, "", time.time(), UNMEASURED))
 
     def unknown(self, message: Any, task: str, task_id: str) -> None:
         """A message names a task that this worker does not have: ``task_unknown``."""
@@ -184,13 +179,9 @@ class Gatherer:
             self._count(record)
         for record in self.memory.drain():
             self._count(record)
-        for ended in ends:
-            if isinstance(ended, Run):
-                self._count_run(ended)
-            elif ended.request not in self._dead:
-                self._dead.add(ended.request)
-                if ended.run.attempt not in self._ended:
-                    self._count_run(ended.run)
+        for run in ends:
+            if run.attempt not in self._ended:
+                self._count_run(run)
         self._count_starts()
         self.faults += _guard.take_faults()
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from celery_lookout_signals import _failures
 from celery_lookout_signals._failures import (
+    BURST,
     PER_SECOND,
-    SAME_KIND_SECONDS,
+    SAME_KIND_BURST,
     TRACEBACK_LIMIT,
     Limiter,
     class_name,
@@ -159,28 +160,31 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_of_one_kind_one_failure_a_second_is_told(clock: Clock) -> None:
+def test_of_one_kind_some_are_told_and_then_one_a_second(clock: Clock) -> None:
     limiter = Limiter()
-    told = []
-    for step in range(400):
-        clock.now = 1000.5 + step / 100  # not in step with the limiter's own seconds
+    assert [limiter.admits("task", "ValueError") for _ in range(9)] == [True] * SAME_KIND_BURST + [False] * 4
+    began, told = clock.now, []
+    for step in range(450):
+        clock.now = began + step / 100
         if limiter.admits("task", "ValueError"):
             told.append(clock.now)
     assert len(told) == 4
-    assert all(later - earlier >= SAME_KIND_SECONDS for earlier, later in itertools.pairwise(told))
+    assert all(later - earlier == pytest.approx(1.0, abs=0.02) for earlier, later in itertools.pairwise(told))
+    clock.now += 3600
+    assert sum(limiter.admits("task", "ValueError") for _ in range(9)) == SAME_KIND_BURST
 
 
 def test_kinds_are_told_apart(clock: Clock) -> None:
     limiter = Limiter()
     kinds = [("task", "ValueError"), ("task", "KeyError"), ("other", "ValueError")]
-    assert [limiter.admits(*kind) for kind in kinds * 2] == [True] * 3 + [False] * 3
+    assert [limiter.admits(*kind) for kind in kinds * 6] == [True] * 3 * SAME_KIND_BURST + [False] * 3
 
 
 def test_of_many_kinds_few_are_told(clock: Clock) -> None:
     limiter = Limiter()
-    for _ in range(3):
+    for count in (BURST, 2 * PER_SECOND, 2 * PER_SECOND):
         admitted = [limiter.admits(f"task{number}", "ValueError") for number in range(100)]
-        assert admitted == [True] * PER_SECOND + [False] * (100 - PER_SECOND)
+        assert admitted == [True] * count + [False] * (100 - count)
         clock.now += 2
 
 
@@ -189,4 +193,4 @@ def test_what_the_limiter_remembers_is_bounded(clock: Clock) -> None:
     for number in range(10_000):
         clock.now += 0.01
         limiter.admits(f"task{number}", "ValueError")
-    assert len(limiter._kinds) <= 2 * PER_SECOND
+        assert len(limiter._kinds) <= 2 * BURST
