@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 #: Refusals that no right would change: Redis is out of memory, cannot save, or has become a replica; on RabbitMQ
 #: somebody deleted what is asked for.
-_NOT_FOR_WANT_OF_RIGHTS = re.compile(r"'maxmemory'|MISCONF|read only replica|NOT_FOUND")
+_NOT_FOR_WANT_OF_RIGHTS = re.compile(r"'maxmemory'|MISCONF|read only replica|UNBLOCKED|NOT_FOUND")
 
 
 class Session:
