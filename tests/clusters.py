@@ -173,10 +173,26 @@ def of(name: str, *, task: str = "add", queue: str = "celery", **labels: str) ->
     return series(f"celery_task_{name}", task=task, queue=queue, **labels)
 
 
+def of_worker(name: str, worker: str = "w@h", **labels: str) -> str:
+    """Return the series of a worker's family: ``of_worker("up")``."""
+    return series(f"celery_worker_{name}", worker=worker, **labels)
+
+
 def series(name: str, **labels: str) -> str:
     """Return a series as the exposition has it."""
     shown = ",".join(f'{label}="{value}"' for label, value in labels.items())
     return f"{name}{{{shown}}}" if shown else name
+
+
+def kept(shown: dict[str, float]) -> dict[str, float]:
+    """Return what a state file keeps, counters, histograms and times of outcomes; sums without their last digits."""
+    endings = ("_total", "_bucket", "_count", "_sum", "_success_timestamp_seconds", "_failure_timestamp_seconds")
+    own = "celery_worker_"
+    return {
+        name: round(value, 6)
+        for name, value in shown.items()
+        if name.partition("{")[0].endswith(endings) and not name.startswith((own, "celery_exporter_collector"))
+    }
 
 
 def task_event(kind: str, at: float, *, uuid: str = "id", worker: str = "w@h", **fields: Any) -> Event:

@@ -22,6 +22,7 @@ from tests.clusters import (
     EPOCH,
     Watched,
     failed,
+    kept,
     of,
     received,
     row,
@@ -38,21 +39,6 @@ quickly = settings(max_examples=40, deadline=None)
 @pytest.fixture
 def watched() -> Watched:
     return Watched()
-
-
-def kept(shown: dict[str, float]) -> dict[str, float]:
-    """Return what goes on, counters, histograms and times of the last outcomes; sums without their last digits."""
-    endings = ("_total", "_bucket", "_count", "_sum", "_success_timestamp_seconds", "_failure_timestamp_seconds")
-    own = "celery_worker_"
-    return {
-        name: round(value, 6)
-        for name, value in shown.items()
-        if name.partition("{")[0].endswith(endings) and not name.startswith((own, "celery_exporter_collector"))
-    }
-
-
-def worker(name: str, worker_name: str = "w@h") -> str:
-    return series(f"celery_worker_{name}", worker=worker_name)
 
 
 def test_limits_hold_for_what_was_saved(watched: Watched) -> None:

@@ -48,7 +48,9 @@ from tests.clusters import (
     beat_snapshot,
     failed,
     heartbeat,
+    kept,
     of,
+    of_worker,
     offline,
     online,
     received,
@@ -71,21 +73,6 @@ quickly = settings(max_examples=40, deadline=None)
 @pytest.fixture
 def watched() -> Watched:
     return Watched()
-
-
-def kept(shown: dict[str, float]) -> dict[str, float]:
-    """Return what goes on, counters, histograms and times of the last outcomes; sums without their last digits."""
-    endings = ("_total", "_bucket", "_count", "_sum", "_success_timestamp_seconds", "_failure_timestamp_seconds")
-    own = "celery_worker_"
-    return {
-        name: round(value, 6)
-        for name, value in shown.items()
-        if name.partition("{")[0].endswith(endings) and not name.startswith((own, "celery_exporter_collector"))
-    }
-
-
-def worker(name: str, worker_name: str = "w@h") -> str:
-    return series(f"celery_worker_{name}", worker=worker_name)
 
 
 # -- what is saved comes back
@@ -181,11 +168,11 @@ def test_references_to_nothing_are_left_out_and_counted() -> None:
 
 def test_what_workers_count_themselves_is_left_for_them_to_tell(watched: Watched) -> None:
     watched.hear(heartbeat(0, processed=70))
-    assert watched.series()[worker("tasks_processed_total")] == 70
+    assert watched.series()[of_worker("tasks_processed_total")] == 70
     after = watched.restarted()
-    assert worker("tasks_processed_total") not in after.series()
+    assert of_worker("tasks_processed_total") not in after.series()
     after.hear(heartbeat(1, processed=71))
-    assert after.series()[worker("tasks_processed_total")] == 71
+    assert after.series()[of_worker("tasks_processed_total")] == 71
 
 
 def test_a_task_that_started_before_and_ended_after_has_its_queue_wait_and_runtime(watched: Watched) -> None:
@@ -274,37 +261,37 @@ def test_a_worker_that_died_while_nobody_looked_is_down_and_not_unknown(watched:
     watched.hear(online(0), heartbeat(2))
     after = watched.restarted(away=300)
     after.wait(30)
-    assert after.series()[worker("up")] == 0
-    assert after.series()[worker("shutdown_graceful")] == 0
+    assert after.series()[of_worker("up")] == 0
+    assert after.series()[of_worker("shutdown_graceful")] == 0
 
 
 def test_a_worker_is_not_taken_for_dead_because_nobody_looked(watched: Watched) -> None:
     watched.hear(online(0), heartbeat(2))
     after = watched.restarted(away=300)
-    assert after.series()[worker("up")] == 1
+    assert after.series()[of_worker("up")] == 1
     after.hear(heartbeat(303, processed=0))
     after.wait(5)
-    assert after.series()[worker("up")] == 1
+    assert after.series()[of_worker("up")] == 1
 
 
 def test_who_had_said_goodbye_stays_excused(watched: Watched) -> None:
     watched.hear(online(0), offline(2))
     shown = watched.restarted(away=10).series()
-    assert (shown[worker("up")], shown[worker("shutdown_graceful")]) == (0, 1)
+    assert (shown[of_worker("up")], shown[of_worker("shutdown_graceful")]) == (0, 1)
 
 
 def test_a_worker_that_was_gone_for_long_is_forgotten(watched: Watched) -> None:
     watched.hear(online(0), heartbeat(2))
     after = watched.restarted(away=KEEP_SECONDS)
-    assert worker("up") in after.series()
+    assert of_worker("up") in after.series()
     after.wait(60)
-    assert worker("up") not in after.series()
+    assert of_worker("up") not in after.series()
 
 
 def test_what_a_worker_ran_that_died_before_the_stop_is_lost_after_it(watched: Watched) -> None:
     watched.hear(online(0), sent(0), received(0.1), started(0.2), heartbeat(2))
     watched.wait(30)
-    assert watched.series()[worker("up")] == 0
+    assert watched.series()[of_worker("up")] == 0
     after = watched.restarted(away=600)
     after.wait(5)
     assert after.series()[of("lost_total")] == 0, "it may have come back, in what is yet to be read"
@@ -343,7 +330,7 @@ def test_nor_when_it_tells_that_it_runs_nothing_and_dies_then(watched: Watched) 
     after = watched.restarted(away=5)
     after.poll(snapshot(36, row(started=2), running=[]))
     after.wait(LOST_AFTER_SECONDS + 30)
-    assert after.series()[worker("up")] == 0
+    assert after.series()[of_worker("up")] == 0
     assert after.series()[of("lost_total")] == 0
 
 
@@ -385,7 +372,7 @@ def test_what_a_worker_ran_that_left_unheard_is_not_called_lost(watched: Watched
     after = watched.restarted(away=300, loses=True)
     after.wait(LOST_AFTER_SECONDS + 60)
     shown = after.series()
-    assert (shown[of("lost_total")], shown[of("running")], shown[worker("up")]) == (0, 0, 0)
+    assert (shown[of("lost_total")], shown[of("running")], shown[of_worker("up")]) == (0, 0, 0)
 
 
 def test_starts_missed_during_the_stop_are_counted_as_lost(watched: Watched) -> None:

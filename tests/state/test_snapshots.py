@@ -19,13 +19,9 @@ from celery_lookout.state.boots import STALE_SECONDS
 from celery_lookout.state.cluster import LOST_AFTER_SECONDS, ClusterOptions, Limits
 from celery_lookout.state.snapshots import MOVES
 from celery_lookout.state.workers import KEEP_SECONDS
-from tests.clusters import EPOCH, Watched, heartbeat, of, online, row, series, snapshot
+from tests.clusters import EPOCH, Watched, heartbeat, of, of_worker, online, row, series, snapshot
 
 INVALID = "celery_exporter_snapshots_invalid_total"
-
-
-def of_worker(name: str, **labels: str) -> str:
-    return series(f"celery_worker_{name}", worker="w@h", **labels)
 
 
 @pytest.fixture

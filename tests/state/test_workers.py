@@ -11,6 +11,7 @@ from tests.clusters import (
     Watched,
     beat_on,
     heartbeat,
+    of_worker,
     offline,
     online,
     received,
@@ -25,10 +26,6 @@ from tests.clusters import of as of_task
 
 UP = series("celery_worker_up", worker="w@h")
 LOST = "celery_exporter_events_lost_total"
-
-
-def of_worker(name: str, **labels: str) -> str:
-    return series(f"celery_worker_{name}", worker="w@h", **labels)
 
 
 @pytest.fixture
