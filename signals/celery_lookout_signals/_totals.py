@@ -134,9 +134,8 @@ class Row:
             self.totals["retries_exhausted"] += 1
 
     def _observe(self, histogram: _Histogram, value: float) -> None:
-        totals = self.totals
-        totals[histogram.buckets[bisect_left(histogram.bounds, value)]] += 1
-        totals[histogram.sum] += value
+        self.totals[_bucket(histogram, value)] += 1
+        self.totals[histogram.sum] += value
 
     def _class(self, name: str) -> str:
         if name not in self._classes:
