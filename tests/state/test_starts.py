@@ -16,6 +16,13 @@ def watched() -> Watched:
     return Watched()
 
 
+def lose_connection(watched: Watched, seconds: float = 0.0, *, gap: bool = True) -> None:
+    """Lose the broker for a while; *gap* says whether events may have been lost meanwhile."""
+    watched.cluster.broker_lost(watched.now)
+    watched.wait(seconds)
+    watched.cluster.broker_found(watched.now, gap=gap)
+
+
 def test_ordinary_operation_loses_nothing(watched: Watched) -> None:
     """Heartbeats and starts overtake each other."""
     done = 0
@@ -30,9 +37,7 @@ def test_starts_missed_in_a_gap_are_counted(watched: Watched) -> None:
     beat_on(watched, 6)
     run_tasks(watched, 5)
     beat_on(watched, 6, processed=5)
-    watched.cluster.broker_lost(watched.now)
-    watched.wait(10)
-    watched.cluster.broker_found(watched.now, gap=True)
+    lose_connection(watched, 10)
     beat_on(watched, 10, processed=12)
     assert watched.series()[LOST] == 7
     beat_on(watched, 10, processed=12)
@@ -41,9 +46,7 @@ def test_starts_missed_in_a_gap_are_counted(watched: Watched) -> None:
 
 def test_starts_after_a_gap_are_not_lost(watched: Watched) -> None:
     beat_on(watched, 6)
-    watched.cluster.broker_lost(watched.now)
-    watched.wait(10)
-    watched.cluster.broker_found(watched.now, gap=True)
+    lose_connection(watched, 10)
     run_tasks(watched, 4)
     beat_on(watched, 10, processed=6)
     assert watched.series()[LOST] == 2
@@ -51,9 +54,7 @@ def test_starts_after_a_gap_are_not_lost(watched: Watched) -> None:
 
 def test_nothing_is_lost_when_the_broker_kept_the_events(watched: Watched) -> None:
     beat_on(watched, 6)
-    watched.cluster.broker_lost(watched.now)
-    watched.wait(10)
-    watched.cluster.broker_found(watched.now, gap=False)
+    lose_connection(watched, 10, gap=False)
     run_tasks(watched, 4)
     beat_on(watched, 10, processed=4)
     assert watched.series()[LOST] == 0
@@ -66,8 +67,7 @@ def test_tasks_without_events_are_not_lost_ones(watched: Watched) -> None:
         run_tasks(watched, 1)
         done += 3
         watched.hear(heartbeat(second, processed=done))
-    watched.cluster.broker_lost(watched.now)
-    watched.cluster.broker_found(watched.now, gap=True)
+    lose_connection(watched)
     beat_on(watched, 10, processed=done)
     assert watched.series()[LOST] == 0
 
@@ -78,8 +78,7 @@ def test_lost_starts_are_told_from_those_of_tasks_without_events(watched: Watche
         run_tasks(watched, 1)
         done += 4
         watched.hear(heartbeat(second, processed=done))
-    watched.cluster.broker_lost(watched.now)
-    watched.cluster.broker_found(watched.now, gap=True)
+    lose_connection(watched)
     beat_on(watched, 10, processed=done + 40)
     assert watched.series()[LOST] == 10
 
@@ -90,8 +89,7 @@ def test_a_second_gap_is_measured_by_itself(watched: Watched) -> None:
         run_tasks(watched, 20)
         processed += 20
         beat_on(watched, 6, processed=processed)
-        watched.cluster.broker_lost(watched.now)
-        watched.cluster.broker_found(watched.now, gap=True)
+        lose_connection(watched)
         processed += lost
         beat_on(watched, 6, processed=processed)
     assert watched.series()[LOST] == 8
@@ -103,8 +101,7 @@ def test_a_gap_right_after_a_gap_belongs_to_it(watched: Watched) -> None:
     run_tasks(watched, 5)
     beat_on(watched, 6, processed=5)
     for processed in (8, 12):
-        watched.cluster.broker_lost(watched.now)
-        watched.cluster.broker_found(watched.now, gap=True)
+        lose_connection(watched)
         watched.hear(heartbeat(watched.seconds, processed=processed))
     beat_on(watched, 6, processed=12)
     assert watched.series()[LOST] == 7
@@ -112,9 +109,7 @@ def test_a_gap_right_after_a_gap_belongs_to_it(watched: Watched) -> None:
 
 def test_a_new_process_in_the_gap_begins_to_count_at_zero(watched: Watched) -> None:
     beat_on(watched, 6, processed=100)
-    watched.cluster.broker_lost(watched.now)
-    watched.wait(10)
-    watched.cluster.broker_found(watched.now, gap=True)
+    lose_connection(watched, 10)
     beat_on(watched, 10, processed=3, pid=2)
     assert watched.series()[LOST] == 3
     assert watched.series()[PROCESSED] == 3
@@ -131,8 +126,7 @@ def test_a_worker_that_found_the_broker_again_has_lost_what_was_missed_only(watc
     """Celery says ``worker-online`` then, in the middle of the process's life."""
     run_tasks(watched, 20)
     beat_on(watched, 6, processed=20)
-    watched.cluster.broker_lost(watched.now)
-    watched.cluster.broker_found(watched.now, gap=True)
+    lose_connection(watched)
     watched.hear(online(watched.seconds, processed=23))
     beat_on(watched, 10, processed=23)
     assert watched.series()[LOST] == 3
@@ -160,14 +154,12 @@ def test_what_rabbitmq_sends_again_hides_no_loss_and_is_none(watched: Watched, a
         for second in told[len(told) - again :] + life[begin:end]:
             watched.hear(*second, live=False)
         told += life[begin:end]
-        watched.cluster.broker_lost(watched.now)
-        watched.cluster.broker_found(watched.now, gap=True)
+        lose_connection(watched)
     assert watched.series()[LOST] == 5
 
 
 def break_off(watched: Watched) -> None:
-    watched.cluster.broker_lost(watched.now)
-    watched.cluster.broker_found(watched.now, gap=True)
+    lose_connection(watched)
 
 
 def test_starts_that_a_heartbeat_overtakes_after_a_gap_are_not_lost(watched: Watched) -> None:
