@@ -11,12 +11,12 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import _guard
 from ._failures import KINDS, Limiter, class_name, fingerprint, shortened
 from ._internals import active
-from ._messages import Message, Messages
+from ._messages import Messages
 from ._pipe import Memory, Pipe
 from ._queues import QueueNames
 from ._records import ABORTED, NAME_LIMIT, UNMEASURED, Failure, Run
@@ -31,13 +31,9 @@ FAILURES_OF_A_KIND = 5
 NOT_REGISTERED = "celery.exceptions.NotRegistered"
 
 
-class _Received(NamedTuple):
-    """The main process took a message from the broker."""
-
-    task: str
-    message: Message
-    #: Returns Celery's request, None when it is gone.
-    request: Callable[[], Any]
+#: The main process took a message from the broker: the fields of its request, and what returns the request itself, or
+#: None when it is gone.
+_Received = tuple[Mapping[str, Any], Callable[[], Any]]
 
 
 class Gatherer:
@@ -71,9 +67,8 @@ class Gatherer:
     # -- hearing
 
     def received(self, request: Any) -> None:
-        """A message became a request: ``task_received``."""
-        message = self._messages.read(request.request_dict)
-        self._received.append(_Received(request.name, message, weakref.ref(request)))
+        """A message became a request: ``task_received``. Read later, with others, which takes a third of the time."""
+        self._received.append((request.request_dict, weakref.ref(request)))
 
     def died(self, task_id: str, error: BaseException, traceback: str) -> None:
         """
@@ -91,7 +86,7 @@ class Gatherer:
         runtime = now - request.time_start if request.time_start and name != "WorkerLostError" else UNMEASURED
         run = self._run_of(request, "failed", name, now, runtime)
         self._ends.append(run)
-        if self._limiter.admits(request.name, class_name(error)):
+        if self._limiter.admits(run.task, class_name(error)):
             self._failures.append(_failure(request, run, error, traceback))
 
     def revoked(self, fields: Mapping[str, Any], *, task: str, terminated: bool, expired: bool) -> None:
@@ -139,8 +134,8 @@ class Gatherer:
 
     def _request(self, task_id: str) -> Any:
         """Return the request of a task that was received, the latest of this id; None if there is none."""
-        for received in reversed(list(self._received)):
-            request = received.request()
+        for _, find in reversed(list(self._received)):
+            request = find()
             if request is not None and request.id == task_id:
                 return request
         return self._requests.get(task_id)
@@ -148,7 +143,7 @@ class Gatherer:
     def _run_of(self, request: Any, outcome: str, exception: str, now: float, runtime: float) -> Run:
         message = self._messages.read(request.request_dict)
         return Run(
-            task=request.name,
+            task=message.task,
             queue=message.queue,
             outcome=outcome,
             exception=exception,
@@ -167,8 +162,9 @@ class Gatherer:
     def gather(self) -> None:
         """Count what was told. Runs before deaths: what a run told of its end is true, whatever became of it after."""
         ends = [self._ends.popleft() for _ in range(len(self._ends))]
-        for task, message, find in [self._received.popleft() for _ in range(len(self._received))]:
-            self.totals.count_received(task, message.queue, redelivered=message.redelivered)
+        for fields, find in [self._received.popleft() for _ in range(len(self._received))]:
+            message = self._messages.read(fields)
+            self.totals.count_received(message.task, message.queue, redelivered=message.redelivered)
             request = find()
             if request is not None:
                 self._requests[request.id] = request
@@ -221,7 +217,7 @@ class Gatherer:
         for attempt in running.keys() - self._started - self._ended:
             request, message = running[attempt]
             self._started.add(attempt)
-            row, wait = self.totals.row(request.name, message.queue), message.wait(request.time_start)
+            row, wait = self.totals.row(message.task, message.queue), message.wait(request.time_start)
             row.count_start(wait)
             trace_id = recorded_id(trace_of(request.request_dict))
             if trace_id:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ._queues import QueueNames
+from ._queues import UNKNOWN, QueueNames
 from ._records import UNMEASURED, whole
 from ._stamp import published, waits_from
 
@@ -16,6 +16,8 @@ class Message(NamedTuple):
     #: A number for this delivery of the message, the same in all processes forked from one. Not the task's id alone:
     #: retries and repeated deliveries have it too, and a task that replaces itself hands it on.
     attempt: int
+    #: The registered name, whatever a ``shadow`` shows in Celery's logs and events.
+    task: str
     queue: str
     retries: int
     #: Whether the broker delivered it before.
@@ -49,6 +51,7 @@ class Messages:
         redelivered = isinstance(info, dict) and bool(info.get("redelivered"))
         return Message(
             hash((fields.get("id"), stamp, retries, redelivered)),
+            fields.get("task") or UNKNOWN,
             self._queues.name_of(info),
             retries,
             redelivered,

@@ -157,7 +157,8 @@ class WorkerSide:
         """Return what runs, by task and queue: how many, how many of them Celery has acknowledged, the oldest start."""
         rows: dict[tuple[str, str], list[Any]] = {}
         for request in active():
-            task, queue = request.name[:NAME_LIMIT], self._queues.name_of(request.delivery_info)[:NAME_LIMIT]
+            message = self._messages.read(request.request_dict)
+            task, queue = message.task[:NAME_LIMIT], message.queue[:NAME_LIMIT]
             row = rows.setdefault((task, queue), [task, queue, 0, 0, request.time_start])
             row[2] += 1
             row[3] += bool(request.acknowledged)

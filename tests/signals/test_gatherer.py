@@ -28,11 +28,13 @@ class Request:
 
     def __init__(self, task_id: str = "one", *, retries: int = 0, **fields: Any) -> None:
         self.id = task_id
-        self.name = "task"
-        self.delivery_info = {"exchange": "", "routing_key": "q", "redelivered": fields.pop("redelivered", False)}
+        #: What Celery's logs call it, which may be anything.
+        self.name = "shadow"
+        delivery_info = {"exchange": "", "routing_key": "q", "redelivered": fields.pop("redelivered", False)}
         if "published" in fields:
             fields[PUBLISHED_HEADER] = fields.pop("published")
-        self.request_dict = {"id": task_id, "retries": retries, "delivery_info": self.delivery_info, **fields}
+        message = {"id": task_id, "task": "task", "retries": retries, "delivery_info": delivery_info}
+        self.request_dict = {**message, **fields}
         self.time_start: float | None = None
         self.acknowledged = True
 
@@ -186,7 +188,7 @@ def test_a_revocation_is_counted_by_its_kind_and_once(
     request = worker.receive(Request())
     if outcome == "terminated":
         worker.start(request)
-    fields = {"id": "one", "delivery_info": request.delivery_info}
+    fields = request.request_dict
     worker.active.clear()
     for _ in range(2):
         worker.gatherer.revoked(fields, task="task", **revocation)
@@ -409,8 +411,7 @@ def test_an_unknown_task_is_a_failure_that_never_started(worker: Worker) -> None
 def test_names_have_one_length_however_they_are_heard_of(worker: Worker) -> None:
     """A name of a million characters, which any publisher may make up, would be in a thousand rows."""
     name = "x" * 1000
-    request = Request()
-    request.name = name
+    request = Request(task=name)
     worker.tell(worker.start(worker.receive(request)))
     worker.gatherer.unknown(MESSAGE, name, "two")
     worker.gather()

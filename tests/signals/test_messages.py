@@ -13,25 +13,21 @@ from celery_lookout_signals._stamp import PUBLISHED_HEADER
 
 
 def read(**fields: Any) -> Message:
-    return Messages(QueueNames(app=None)).read({"id": "one", **fields})
+    return Messages(QueueNames(app=None)).read({"id": "one", "task": "send", **fields})
 
 
 def test_all_that_a_message_can_say() -> None:
     info = {"exchange": "", "routing_key": "mail", "redelivered": True}
     eta = "1970-01-01T00:01:00+00:00"
     found = read(delivery_info=info, retries=2, eta=eta, **{PUBLISHED_HEADER: 50.5})
-    assert found[1:] == ("mail", 2, True, 60.0)
+    assert found[1:] == ("send", "mail", 2, True, 60.0)
     assert found.wait(62.5) == 2.5
 
 
 def test_nothing_is_needed() -> None:
-    assert read()[1:] == (UNKNOWN, 0, False, None)
-    assert read(delivery_info="mail", retries="many", eta=1, **{PUBLISHED_HEADER: "now"})[1:] == (
-        UNKNOWN,
-        0,
-        False,
-        None,
-    )
+    nothing = (UNKNOWN, UNKNOWN, 0, False, None)
+    assert read(task=None)[1:] == nothing
+    assert read(task=None, delivery_info="mail", retries="many", eta=1, **{PUBLISHED_HEADER: "now"})[1:] == nothing
 
 
 @pytest.mark.parametrize(("stamp", "started_at"), [(None, 10.0), (5.0, None)])

@@ -93,7 +93,7 @@ def logged_faults(worker: Worker) -> Counter[tuple[str, str]]:
         pytest.param(
             ["_totals:Totals.row", "_queues:QueueNames.name_of", "_stamp:time"],
             {"_task_prerun", "stamp"},
-            {"_task_received", "_task_unknown", "_task_revoked", "tick"},
+            {"_task_unknown", "_task_revoked", "tick"},
             id="in what is common",
         ),
         pytest.param(["_worker:WorkerSide.__init__"], set(), {"_worker_init"}, id="at the start"),
