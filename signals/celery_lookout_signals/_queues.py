@@ -30,7 +30,7 @@ class QueueNames:
 
     def consumed(self) -> list[str]:
         """Return the names of the queues that this worker consumes, without its shares of broadcasts."""
-        return sorted(name for name, queue in self._app.amqp.queues.consume_from.items() if not queue.alias)
+        return sorted(name for name, queue in list(self._app.amqp.queues.consume_from.items()) if not queue.alias)
 
     def name_of(self, delivery_info: Any) -> str:
         """Return the name of the queue, ``unknown`` where no binding or more than one fits."""
@@ -59,7 +59,7 @@ class QueueNames:
             # The queue of a broadcast has another name in each worker, and one that they share.
             fits = [
                 queue.alias or queue.name
-                for queue in names.values()
+                for queue in list(names.values())  # another thread may add one
                 if any(
                     (delayed or bound == exchange) and _matches(kind, pattern, real_key)
                     for bound, kind, pattern in _bindings(queue)

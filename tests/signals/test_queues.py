@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -120,6 +120,19 @@ def test_a_route_is_looked_up_once_and_an_unknown_one_again() -> None:
     found._app.amqp.queues.add(Queue("images", DIRECT, "image"))
     assert found.name_of(info("direct", "image")) == "images"
     del found._app.amqp.queues["images"]
+    assert found.name_of(info("direct", "image")) == "images"
+
+
+def test_another_thread_may_add_a_queue_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a pool of threads a worker is told to in one thread, and we look in another."""
+    found = names(Queue("mail", DIRECT, "post"), Queue("images", DIRECT, "image"))
+    bindings = _queues._bindings
+
+    def add(queue: Queue) -> Iterable[tuple[str, str, str]]:
+        found._app.amqp.queues.select_add(Queue(f"more.{queue.name}", DIRECT, "more"))
+        return bindings(queue)
+
+    monkeypatch.setattr(_queues, "_bindings", add)
     assert found.name_of(info("direct", "image")) == "images"
 
 
