@@ -5,6 +5,7 @@ Measure the sidecar. See README.md beside this file.
     python -m benchmarks ingest --broker redis --rates 1000,10000,50000,0 --rounds 3
     python -m benchmarks idle --broker redis
     python -m benchmarks worker --broker redis --rounds 7
+    python -m benchmarks switched --broker rabbitmq --rounds 16
     python -m benchmarks per-task --seconds 20
     python -m benchmarks stages
     python -m benchmarks scrapes
@@ -27,13 +28,13 @@ from tests.servers.process import guardian
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer
 
-from . import compare, exporters, ingest, per_task, scrapes, stages, worker
+from . import compare, exporters, ingest, per_task, scrapes, stages, switched, worker
 from .stream import Load
 
 #: At full speed: what Redis keeps for a subscriber (32 MiB) before it closes its connection.
 BURST = 40_000
 
-WHAT = ["compare", "ingest", "idle", "worker", "per-task", "stages", "scrapes"]
+WHAT = ["compare", "ingest", "idle", "worker", "switched", "per-task", "stages", "scrapes"]
 
 #: Needs no broker.
 IN_PROCESS = frozenset({"stages", "scrapes"})
@@ -87,6 +88,8 @@ def _measure_broker(name: str, folder: Path, what: list[str], options: argparse.
             )
         if "worker" in what:
             _table(asdict(cost) for cost in worker.measure(url, folder, options.rounds))
+        if "switched" in what:
+            _table(asdict(cost) for cost in switched.measure(url, folder, options.rounds))
         if "per-task" in what:
             _table(asdict(cost) for cost in per_task.measure(start, url, TASK_RATES, options.seconds))
         if "ingest" in what:
