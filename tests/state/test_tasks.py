@@ -248,6 +248,24 @@ def test_events_of_two_attempts_may_overtake_each_other(order: tuple[int, ...]) 
     assert watched.series()[of("running")] == 0
 
 
+@pytest.mark.parametrize("late", [0, 1, 2], ids=["at once", "after the next one's", "after the start of the third"])
+def test_a_third_attempt_may_begin_before_the_first_is_known_to_be_retried(late: int) -> None:
+    watched = Watched()
+    first, second, last = retried(0.8), retried(0.9), started(1.0)
+    watched.hear(
+        *[sent(0), received(0.1), started(0.2)],
+        *[sent(0.3, retries=1), received(0.4, retries=1), started(0.5)],
+        *[sent(0.6, retries=2), received(0.7, retries=2)],
+        *[(first, second, last), (second, first, last), (last, first, second)][late],
+        succeeded(1.5, runtime=0.5),
+    )
+    changes = watched.changes()
+    assert (changes[of("started_total")], changes[of("retried_total")], changes[of("succeeded_total")]) == (3, 2, 1)
+    assert changes[of("runtime_seconds_count", outcome="retried")] == 2
+    assert changes[of("runtime_seconds_sum", outcome="retried")] == pytest.approx((0.8 - 0.2) + (0.9 - 0.5))
+    assert watched.series()[of("running")] == 0
+
+
 def test_a_retry_may_go_to_another_queue() -> None:
     watched = Watched()
     events = retried_once()

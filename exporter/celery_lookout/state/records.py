@@ -60,6 +60,8 @@ class Attempt(Struct, gc=False):
 
     waits_from: float
     started_at: float
+    #: The one before it, of which the same is true. Not more: what is still owed then will not come.
+    before: Attempt | None = None
 
 
 class Task(Struct, gc=False):

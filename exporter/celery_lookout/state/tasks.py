@@ -216,7 +216,9 @@ class Tasks:
             event.timestamp < max(task.started_at, task.final_at) and task.is_told_by(event.hostname)
         ):
             if task.retries >= 0 and not task.ended:
-                task.before = Attempt(task.waits_from, task.started_at)
+                if task.before is not None:
+                    task.before.before = None
+                task.before = Attempt(task.waits_from, task.started_at, task.before)
             self._begin_attempt(event.uuid, task)
             task.row, task.next_row = task.next_row or task.row, None
             task.waits_from, task.next_waits_from = task.next_waits_from, 0.0
@@ -303,7 +305,8 @@ class Tasks:
         if task is None or event.timestamp == task.retried_at:
             return
         if task.before is not None:
-            started_at, task.before = task.before.started_at, None
+            # Which one it is of, it does not say; the sum of runtimes is the same.
+            started_at, task.before = task.before.started_at, task.before.before
         elif not task.ended and not (event.timestamp < task.received_at and task.is_told_by(event.hostname)):
             started_at = task.started_at
             self._let_go(event.uuid, task)
