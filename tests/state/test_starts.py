@@ -158,19 +158,15 @@ def test_what_rabbitmq_sends_again_hides_no_loss_and_is_none(watched: Watched, a
     assert watched.series()[LOST] == 5
 
 
-def break_off(watched: Watched) -> None:
-    lose_connection(watched)
-
-
 def test_starts_that_a_heartbeat_overtakes_after_a_gap_are_not_lost(watched: Watched) -> None:
     """Of the heartbeats that follow on a gap, the one that misses the least is right."""
     run_tasks(watched, 5)
     beat_on(watched, 6, processed=5)
-    break_off(watched)
+    lose_connection(watched)
     beat_on(watched, 2, processed=6)
     run_tasks(watched, 1)
     beat_on(watched, 6, processed=6)
-    break_off(watched)
+    lose_connection(watched)
     beat_on(watched, 2, processed=6)
     beat_on(watched, 2, processed=7)
     assert watched.series()[LOST] == 0
@@ -180,7 +176,7 @@ def test_a_start_that_comes_late_over_a_gap_is_not_taken_back(watched: Watched) 
     beat_on(watched, 6)
     beat_on(watched, 6, processed=2)
     run_tasks(watched, 1)
-    break_off(watched)
+    lose_connection(watched)
     run_tasks(watched, 1)
     beat_on(watched, 6, processed=2)
     assert watched.series()[LOST] == 0
@@ -190,7 +186,7 @@ def test_what_was_lost_in_one_gap_is_not_expected_to_be_in_the_next(watched: Wat
     run_tasks(watched, 5)
     beat_on(watched, 6, processed=5)
     for processed in (55, 65):
-        break_off(watched)
+        lose_connection(watched)
         beat_on(watched, 10, processed=processed)
     assert watched.series()[LOST] == 60
 
@@ -200,7 +196,7 @@ def test_a_new_process_in_the_gap_is_measured_by_what_it_did_itself(watched: Wat
     beat_on(watched, 6, processed=100)
     run_tasks(watched, 5)
     beat_on(watched, 6, processed=110)
-    break_off(watched)
+    lose_connection(watched)
     beat_on(watched, 10, processed=4, pid=2)
     assert watched.series()[LOST] == 2
 
@@ -209,7 +205,7 @@ def test_what_another_process_did_unheard_before_a_gap_was_not_lost_in_it(watche
     run_tasks(watched, 5)
     beat_on(watched, 6, processed=5)
     beat_on(watched, 2, processed=4, pid=2)
-    break_off(watched)
+    lose_connection(watched)
     beat_on(watched, 6, processed=4, pid=2)
     assert watched.series()[LOST] == 0
 

@@ -266,6 +266,15 @@ def test_a_third_attempt_may_begin_before_the_first_is_known_to_be_retried(late:
     assert watched.series()[of("running")] == 0
 
 
+def test_no_more_than_two_attempts_before_the_last_are_remembered() -> None:
+    """Where each task-retried is lost, a task that retries for ever would make a longer list each time."""
+    watched = Watched()
+    for number in range(10):
+        watched.hear(sent(number, retries=number), received(number + 0.1, retries=number), started(number + 0.2))
+    watched.hear(*(retried(20 + number) for number in range(10)))
+    assert watched.changes()[of("retried_total")] == 3
+
+
 def test_a_retry_may_go_to_another_queue() -> None:
     watched = Watched()
     events = retried_once()
